@@ -1,0 +1,106 @@
+"""What a training method is: a generator of loss terms over named batches.
+
+One ``yield`` is one graph: the engine adds the terms of a yield, differentiates the sum once, frees the graph and asks
+for the next. A method never sees devices, precision, accumulation, ranks, logging or files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from segue.data.batch import Batch
+from segue.labels import LabelSpace
+from segue.models.base import SegModel
+from segue.ops.keys import generator
+from segue.registry import Registry
+from segue.settings import Settings
+
+Batches = Mapping[str, Batch]
+
+
+class Terms(dict[str, Tensor]):
+    """Named scalar losses of one graph: ``Terms(source=ce, entropy=0.005 * e)``; the engine logs each and adds them.
+
+    ``logs`` holds numbers to log that are not part of the loss (shares, histograms), as detached tensors.
+    """
+
+    def __init__(self, logs: Mapping[str, Tensor] | None = None, **terms: Tensor) -> None:
+        super().__init__(**terms)
+        self.logs = dict(logs or {})
+
+
+class MethodConfig(Settings):
+    """Settings that every method has."""
+
+    name: str
+    """Registered name, see ``segue list methods``."""
+
+
+class Method(nn.Module):
+    """Base of all methods. Teachers, discriminators, banks and counters are submodules or buffers: saved by themselves.
+
+    ``needs``: the streams it trains on. ``uses_labels``: which of them must be labelled.
+    """
+
+    Config: type[MethodConfig] = MethodConfig
+    needs: ClassVar[tuple[str, ...]] = ("source",)
+    uses_labels: ClassVar[tuple[str, ...]] = ("source",)
+
+    def __init__(
+        self, config: MethodConfig, model: SegModel, labels: LabelSpace, references: Mapping[str, SegModel]
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.model = model
+        self.labels = labels
+        self.references = dict(references)  # frozen, stored by path and hash: not part of the state
+        self.key: tuple[int | str, ...] = (0,)  # (run seed, stage), set by the engine
+
+    def networks(self) -> dict[str, nn.Module]:
+        """Networks that have an optimiser, by name; ``model`` is the one that is evaluated."""
+        return {"model": self.model}
+
+    def losses(self, batches: Batches, iteration: int) -> Iterator[Terms]:
+        """Yield loss terms, one graph a yield. Batches are on the device, images float 0..1."""
+        raise NotImplementedError(f"{type(self).__name__} has no losses")
+
+    def prepare(self, streams: Mapping[str, object]) -> None:
+        """Once before iteration 0, not on resume."""
+
+    def finish(self, streams: Mapping[str, object]) -> None:
+        """Once after the last iteration."""
+
+    def before_step(self, iteration: int) -> None:
+        """Gradients are averaged, unscaled and clipped here."""
+
+    def after_step(self, iteration: int) -> None:
+        """After the optimisers' step; not called for a skipped step."""
+
+    def predictor(self) -> SegModel:
+        """The network that is evaluated and exported."""
+        return self.model
+
+    def draw(self, name: str, iteration: int, image: int = -1) -> torch.Generator:
+        """Generator for one named random draw: (run seed, stage, name, iteration, image uid)."""
+        return generator(*self.key, name, iteration, image)
+
+
+@contextmanager
+def frozen(*networks: nn.Module) -> Iterator[None]:
+    """Gradients pass through the networks, none are kept for their parameters."""
+    parameters = [p for network in networks for p in network.parameters() if p.requires_grad]
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+
+
+METHODS: Registry[Method] = Registry("method", "segue.methods")

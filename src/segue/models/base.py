@@ -1,0 +1,236 @@
+"""What every segmentation network here is: any image size in, logits at the network's own stride out.
+
+A model file subclasses :class:`SegModel`, implements ``decode`` (normalised, padded image to :class:`Output`) and
+``classifiers``, and registers itself. Everything else (normalisation, padding to a multiple, freezing, norm policy,
+parameter groups, head growth) is here once.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from segue.registry import Registry
+from segue.settings import Settings
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+NORM_TYPES = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
+BATCH_NORM = nn.modules.batchnorm._BatchNorm
+
+
+@dataclass(frozen=True)
+class Head:
+    """An auxiliary output that is supervised beside the main logits.
+
+    ``logits`` (N,K,h,w); ``weight`` its factor in the loss; ``target`` says what it predicts: the classes, or one
+    channel of class boundaries; ``window`` (top, left, height, width) in input pixels when it saw a crop only.
+    """
+
+    name: str
+    logits: Tensor
+    weight: float = 1.0
+    target: Literal["classes", "boundary"] = "classes"
+    window: tuple[int, int, int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a forward pass returns.
+
+    ``logits`` (N,C,h,w) at the network's own stride; ``embedding`` (N,D,h,w): what the classifier reads; ``stages``:
+    backbone maps; ``heads``: auxiliary outputs, empty in eval mode. ``size`` is (H,W) of the given image, ``padded``
+    that of the image the network saw.
+    """
+
+    logits: Tensor
+    embedding: Tensor
+    stages: tuple[Tensor, ...] = ()
+    heads: tuple[Head, ...] = ()
+    size: tuple[int, int] = (0, 0)
+    padded: tuple[int, int] = (0, 0)
+    align_corners: bool = False
+    num_classes: int = 0
+    extra: str = "none"
+
+    def upsample(self, tensor: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """(N,K,h,w) on the network's grid to (N,K,*size*) on the image's, bilinear; default the image's own size.
+
+        The margin that was padded on is cut off.
+        """
+        height, width = size or self.size
+        full = (
+            round(self.padded[0] * height / self.size[0]),
+            round(self.padded[1] * width / self.size[1]),
+        )
+        if tensor.shape[-2:] != full:
+            tensor = F.interpolate(tensor, full, mode="bilinear", align_corners=self.align_corners)
+        return tensor[..., :height, :width]
+
+    def to_classes(self) -> Tensor:
+        """Logits with outputs beyond the label space folded away: (N,C,h,w).
+
+        ``extra="unknown"`` models carry one more output that competes in training and never wins in a prediction.
+        """
+        return self.logits[:, : self.num_classes]
+
+
+@dataclass(frozen=True)
+class ParamGroup:
+    """Parameters that share a learning-rate factor and whether they are decayed."""
+
+    name: str
+    params: list[nn.Parameter]
+    lr_factor: float
+    decay: bool
+
+
+class ModelConfig(Settings):
+    """Settings that every model has."""
+
+    name: str
+    """Registered name, see ``segue list models``."""
+    weights: str | None = None
+    """Start of the encoder: ``none``/null, ``imagenet`` (through timm), ``lite0-package``, or a file."""
+    freeze: tuple[str, ...] = ()
+    """Regular expressions; parameters whose name matches one are not trained and their norm layers stay in eval."""
+    norm: Literal["train", "stats_only", "frozen", "sync"] = "train"
+    """Norm layers: trained; statistics only (affine fixed); statistics and affine fixed; synchronised over devices."""
+    head_lr_factor: float = 1.0
+    """Learning rate of everything outside the encoder, as a multiple of ``optim.lr``."""
+
+
+class SegModel(nn.Module):
+    """A segmentation network: ``forward`` (N,3,H,W) float 0..1, any size >= 32, to :class:`Output`."""
+
+    Config: type[ModelConfig] = ModelConfig
+    multiple: int = 32
+    align_corners: bool = False
+    encoder_prefix: str = "backbone."
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        num_classes: int,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.num_classes = num_classes
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, 3, 1, 1))
+
+    @abstractmethod
+    def decode(self, x: Tensor) -> Output:
+        """Normalised image, sides a multiple of ``self.multiple``, to logits, embedding, stages and heads."""
+
+    @abstractmethod
+    def classifiers(self) -> dict[str, nn.Conv2d]:
+        """Every 1x1 convolution that has one output a class, by attribute path; they grow with the label space."""
+
+    def forward(self, image: Tensor) -> Output:
+        """(N,3,H,W) float 0..1 to logits at the network's stride."""
+        height, width = image.shape[-2:]
+        if min(height, width) < 32:
+            raise ValueError(f"image of {height}x{width} is too small, the shorter side must be at least 32 pixels")
+        x = (image - self.mean) / self.std
+        pad_h, pad_w = -height % self.multiple, -width % self.multiple
+        if pad_h or pad_w:
+            x = F.pad(x, (0, pad_w, 0, pad_h))  # 0 is the mean colour here
+        output = self.decode(x)
+        return replace(
+            output,
+            heads=output.heads if self.training else (),
+            size=(height, width),
+            padded=(height + pad_h, width + pad_w),
+            align_corners=self.align_corners,
+            num_classes=self.num_classes,
+        )
+
+    def train(self, mode: bool = True) -> SegModel:
+        """Training mode that honours ``freeze`` and ``norm``; survives every evaluation because it is asked again."""
+        super().train(mode)
+        patterns = [re.compile(p) for p in self.config.freeze]
+        for name, module in self.named_modules():
+            if not isinstance(module, NORM_TYPES):
+                continue
+            if self.config.norm == "frozen" or any(p.search(name + ".weight") for p in patterns):
+                module.eval()
+        return self
+
+    def apply_freeze(self) -> None:
+        """Fix what ``freeze`` and ``norm`` name; ``ValueError`` for a pattern that matches nothing."""
+        for pattern in self.config.freeze:
+            hits = [p for n, p in self.named_parameters() if re.search(pattern, n)]
+            if not hits:
+                raise ValueError(f"model.freeze pattern {pattern!r} matches no parameter of {self.config.name!r}")
+            for parameter in hits:
+                parameter.requires_grad_(False)
+        if self.config.norm in ("frozen", "stats_only"):
+            for module in self.modules():
+                if isinstance(module, NORM_TYPES):
+                    module.requires_grad_(False)
+
+    def param_groups(self) -> list[ParamGroup]:
+        """Trainable parameters as encoder and head, each with and without weight decay (norms, biases: without)."""
+        table: dict[tuple[str, bool], list[nn.Parameter]] = {}
+        for name, parameter in self.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            part = "encoder" if name.startswith(self.encoder_prefix) else "head"
+            table.setdefault((part, parameter.ndim > 1), []).append(parameter)
+        factors = {"encoder": 1.0, "head": self.config.head_lr_factor}
+        return [
+            ParamGroup(part if decay else f"{part}_no_decay", params, factors[part], decay)
+            for (part, decay), params in sorted(table.items())
+        ]
+
+    def grow_head(self, added: int, init: Literal["random", "background", "unknown"] = "random") -> None:
+        """Append ``added`` outputs to every classifier.
+
+        ``random``: new outputs start small and random; no old logit changes. ``background``: new outputs start as
+        output 0 and the softmax mass of {0, new} equals the old mass of 0 (Cermelli et al., CVPR 2020, eq. 10).
+        ``unknown``: new outputs start as the last old output (Cha et al., NeurIPS 2021).
+        """
+        for path, old in self.classifiers().items():
+            new = _grown(old, added, init)
+            parent, _, name = path.rpartition(".")
+            setattr(self.get_submodule(parent), name, new)
+        self.num_classes += added
+
+
+def _grown(old: nn.Conv2d, added: int, init: str) -> nn.Conv2d:
+    bias_needed = old.bias is not None or init == "background"
+    new = nn.Conv2d(old.in_channels, old.out_channels + added, 1, bias=bias_needed)
+    new = new.to(device=old.weight.device, dtype=old.weight.dtype)
+    with torch.no_grad():
+        bias = old.bias if old.bias is not None else old.weight.new_zeros(old.out_channels)
+        new.weight[: old.out_channels] = old.weight
+        if new.bias is not None:
+            new.bias.zero_()
+            new.bias[: old.out_channels] = bias
+        if init == "random":
+            nn.init.normal_(new.weight[old.out_channels :], std=0.01)
+            return new
+        model = 0 if init == "background" else old.out_channels - 1
+        new.weight[old.out_channels :] = old.weight[model]
+        if new.bias is not None:
+            share = math.log(added + 1) if init == "background" else 0.0
+            new.bias[old.out_channels :] = bias[model] - share
+            new.bias[model] = bias[model] - share
+    return new
+
+
+MODELS: Registry[SegModel] = Registry("model", "segue.models")

@@ -45,7 +45,7 @@ class LabelSpace:
     maps: Mapping[str, Mapping[str, str | None]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not 0 < len(self.classes) < IGNORE:
+        if not 0 < len(self.classes) < UNKNOWN - 1:
             raise LabelError(f"label space {self.name!r} must have 1 to 254 classes, it has {len(self.classes)}")
         if len(set(self.classes)) != len(self.classes) or len(set(self.ids)) != len(self.ids):
             raise LabelError(f"label space {self.name!r} repeats a class name or a label id")
@@ -174,7 +174,7 @@ def build_map(space: LabelSpace, native: LabelSpace | None, ids: Mapping[int, st
             f"no class of the data reaches label space {space.name!r}: declare how "
             f"{native.name if native else 'its names'} map onto it under 'maps' in the space's YAML"
         )
-    return LabelMap(space, table, table != UNKNOWN, Coverage(merged, tuple(dict.fromkeys(lost)), missing))
+    return LabelMap(space, table, Coverage(merged, tuple(dict.fromkeys(lost)), missing))
 
 
 def space_from_dict(data: Mapping[str, Any]) -> LabelSpace:

@@ -18,13 +18,15 @@ import numpy as np
 import numpy.typing as npt
 import yaml
 
+from segue.errors import UserError
+
 IGNORE = 255
 MAX_FILE_ID = 65535
 
 U8 = npt.NDArray[np.uint8]
 
 
-class LabelError(ValueError):
+class LabelError(UserError):
     """A label space or map that cannot be used; the message names the class or id and the way out."""
 
 
@@ -45,7 +47,7 @@ class LabelSpace:
     maps: Mapping[str, Mapping[str, str | None]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not 0 < len(self.classes) < UNKNOWN - 1:
+        if not 0 < len(self.classes) <= UNKNOWN:
             raise LabelError(f"label space {self.name!r} must have 1 to 254 classes, it has {len(self.classes)}")
         if len(set(self.classes)) != len(self.classes) or len(set(self.ids)) != len(self.ids):
             raise LabelError(f"label space {self.name!r} repeats a class name or a label id")

@@ -12,13 +12,14 @@ from collections.abc import Callable
 from importlib.metadata import entry_points
 from typing import Generic, TypeVar
 
+from segue.errors import UserError
 from segue.labels import nearest
 
 T = TypeVar("T")
 C = TypeVar("C")
 
 
-class UnknownName(ValueError):
+class UnknownName(UserError):
     """No such model, method, … ; the message names the nearest one."""
 
 

@@ -115,6 +115,7 @@ class SegModel(nn.Module):
     multiple: int = 32
     align_corners: bool = False
     encoder_prefix: str = "backbone."
+    training_only: tuple[str, ...] = ()
 
     mean: Tensor
     std: Tensor

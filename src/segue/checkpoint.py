@@ -1,0 +1,162 @@
+"""Model files and training checkpoints.
+
+A model is a folder with ``model.safetensors`` and a readable ``model.json`` (architecture and settings, label space,
+metrics, producing run): enough to predict. A checkpoint is such a folder plus ``state.pt`` (plain containers and
+tensors; loads with ``weights_only=True``), written under a temporary name and renamed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from segue.errors import UserError
+from segue.files import read_json, remove, write_json
+from segue.labels import LabelSpace, space_from_dict
+from segue.models.base import SegModel
+from segue.models.build import build_model
+
+FORMAT = "segue-model-1"
+PREFIX = "iteration_"
+
+
+class CheckpointError(UserError):
+    """A model file or checkpoint that cannot be read or does not fit."""
+
+
+def save_model(folder: Path, model: SegModel, labels: LabelSpace, info: Mapping[str, Any]) -> None:
+    """Write model.safetensors and model.json into an existing folder."""
+    tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    save_file(tensors, str(folder / "model.safetensors"))
+    description = {
+        "format": FORMAT,
+        "model": model.config.model_dump(mode="json"),
+        "labels": labels.to_dict(),
+        "normalisation": {"mean": model.mean.flatten().tolist(), "std": model.std.flatten().tolist()},
+        **info,
+    }
+    write_json(folder / "model.json", description)
+
+
+def find_model(path: Path) -> Path:
+    """The model folder meant by a path: itself, its newest checkpoint, or that of a run's last stage."""
+    if path.is_file() and path.name == "model.safetensors":
+        return path.parent
+    if (path / "model.safetensors").is_file():
+        return path
+    if found := newest(path / "checkpoints"):
+        return found
+    stages = sorted((path / "stages").glob("*_*"), key=lambda p: int(p.name.partition("_")[0]))
+    for stage in reversed(stages):
+        if found := newest(stage / "checkpoints"):
+            return found
+    raise CheckpointError(
+        f"no model at {path}: give a run folder, a stage folder, a checkpoint folder, or a model.safetensors"
+    )
+
+
+def load_model(path: Path) -> tuple[SegModel, LabelSpace, dict[str, Any]]:
+    """Model in eval mode, its label space, and model.json's content."""
+    folder = find_model(path)
+    try:
+        info: dict[str, Any] = read_json(folder / "model.json")
+        labels = space_from_dict(info["labels"])
+        config = {**info["model"], "weights": None}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"cannot read {folder / 'model.json'}: {error}") from error
+    model = build_model(config, len(labels))
+    load_into(model, folder)
+    model.eval()
+    return model, labels, info
+
+
+def load_into(model: SegModel, folder: Path) -> None:
+    """Load model.safetensors strictly; ``CheckpointError`` says which entries do not fit."""
+    path = folder / "model.safetensors"
+    try:
+        tensors = load_file(str(path))
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"cannot read {path}: {error}") from error
+    own = model.state_dict()
+    wrong = [f"{k} {tuple(v.shape)} != {tuple(own[k].shape)}" for k, v in tensors.items() if k in own and v.shape != own[k].shape]
+    absent = [f"missing {k}" for k in own if k not in tensors] + [f"unexpected {k}" for k in tensors if k not in own]
+    if wrong or absent:
+        faults = [*wrong, *absent]
+        raise CheckpointError(
+            f"{path} was made by another architecture: {len(faults)} entries do not fit model "
+            f"{model.config.name!r}, for example {'; '.join(faults[:3])}"
+        )
+    model.load_state_dict(tensors)
+
+
+def start_from(model: SegModel, labels: LabelSpace, path: Path) -> None:
+    """Start ``model`` from the weights of another run; ``CheckpointError`` for another class list."""
+    folder = find_model(path)
+    try:
+        theirs = space_from_dict(read_json(folder / "model.json")["labels"])
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"cannot read {folder / 'model.json'}: {error}") from error
+    if theirs.classes != labels.classes:
+        other = sorted(set(theirs.classes) ^ set(labels.classes))
+        raise CheckpointError(
+            f"{folder} was trained for label space {theirs.name!r} ({len(theirs)} classes), this recipe uses "
+            f"{labels.name!r} ({len(labels)} classes); they differ in {', '.join(other[:6]) or 'the order of classes'}"
+        )
+    load_into(model, folder)
+
+
+def save(
+    root: Path, iteration: int, model: SegModel, labels: LabelSpace, info: Mapping[str, Any], state: Mapping[str, Any]
+) -> Path:
+    """Write the checkpoint of an iteration whole or not at all; a failed write leaves the earlier ones as they are."""
+    final = root / f"{PREFIX}{iteration:08d}"
+    if (final / "state.pt").is_file():
+        return final  # the same iteration of the same run: the same bytes
+    temporary = root / f".{final.name}.{os.getpid()}.tmp"
+    remove(temporary)
+    temporary.mkdir(parents=True)
+    try:
+        save_model(temporary, model, labels, info)
+        with (temporary / "state.pt").open("wb") as file:
+            torch.save(dict(state), file)
+        os.replace(temporary, final)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise CheckpointError(
+            f"cannot write checkpoint {final}: {error}; earlier checkpoints are untouched, free space and use --resume"
+        ) from error
+    finally:
+        remove(temporary)
+    return final
+
+
+def all_of(root: Path) -> list[Path]:
+    """Complete checkpoints of a stage, oldest first."""
+    return sorted(p for p in root.glob(f"{PREFIX}*") if (p / "state.pt").is_file())
+
+
+def newest(root: Path) -> Path | None:
+    """The newest complete checkpoint, or None."""
+    found = all_of(root)
+    return found[-1] if found else None
+
+
+def load_state(folder: Path) -> dict[str, Any]:
+    """Training state of a checkpoint: plain containers and tensors on the CPU."""
+    try:
+        state: dict[str, Any] = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a damaged file
+        raise CheckpointError(f"cannot read {folder / 'state.pt'}: {error}; delete {folder} to resume earlier") from error
+    return state
+
+
+def prune(root: Path, keep: int, best: int | None) -> None:
+    """Delete all but the newest ``keep`` checkpoints and the best one."""
+    for folder in all_of(root)[:-keep]:
+        if best is None or folder.name != f"{PREFIX}{best:08d}":
+            remove(folder)

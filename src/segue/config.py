@@ -1,0 +1,258 @@
+"""Every setting of a recipe as a typed model.
+
+This module imports no torch: ``segue --help`` and ``segue config`` stay fast. Settings of models and methods live with
+their classes and are checked when the recipe is resolved (``segue.jobs.stages``).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+
+from segue.labels import nearest
+from segue.settings import Settings, check
+
+Size = tuple[PositiveInt, PositiveInt]
+
+
+class DatasetConfig(Settings):
+    """One named data set of a recipe (``data.NAME``)."""
+
+    dataset: str | None = None
+    """Catalog name (``segue list datasets``), folder with a ``dataset.yaml``, or ``python:module:Class``.
+    Default: the entry's own name."""
+    root: Path | None = None
+    """Folder of the data. Default: ``SEGUE_DATA/NAME``, ``./data/NAME``, ``./datasets/data/NAME``."""
+    size: Size | None = None
+    """Resize images to (height, width) when they are read; labels follow for training, never for scoring."""
+    include: tuple[str, ...] = ()
+    """Glob patterns on image ids; an image is used when it matches one (default: all)."""
+    exclude: tuple[str, ...] = ()
+    """Glob patterns on image ids that are left out."""
+    limit: PositiveInt | None = None
+    """Use this many images, evenly spaced over the sorted list."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Keyword arguments of a ``python:`` data set."""
+
+
+class TransformConfig(Settings):
+    """What happens to a training sample on the CPU, from its own keyed generator."""
+
+    scale: tuple[PositiveFloat, PositiveFloat] = (1.0, 1.0)
+    """Random scale factor, uniform in this range."""
+    crop: Size | None = None
+    """Random crop to (height, width); smaller images are padded (pixels outside enter no loss). Default: whole image."""
+    max_class_share: float = Field(1.0, gt=0, le=1)
+    """Redraw a labelled crop, up to 10 times, while one class fills more than this share (mmseg uses 0.75)."""
+    flip: float = Field(0.5, ge=0, le=1)
+    """Probability of a horizontal flip."""
+    brightness: float = Field(0.0, ge=0)
+    """Brightness factor drawn from [1 - b, 1 + b]; likewise below."""
+    contrast: float = Field(0.0, ge=0)
+    saturation: float = Field(0.0, ge=0)
+    hue: float = Field(0.0, ge=0, le=0.5)
+    """Hue shift drawn from [-h, h], in turns."""
+
+
+class ScheduleConfig(Settings):
+    """Learning rate over time, a pure function of the iteration."""
+
+    name: Literal["poly", "step", "constant"] = "poly"
+    power: float = 0.9
+    """Exponent of ``poly``: (1 - t/T)^power (0.9 in DeepLab, Chen et al. 2017; 1.0 in DAFormer)."""
+    warmup_iterations: int = Field(0, ge=0)
+    """Linear warm-up that multiplies the schedule (DAFormer: 1500)."""
+    warmup_factor: float = Field(1e-6, ge=0, le=1)
+    """Factor at the first warm-up iteration."""
+    step_at: tuple[float, ...] = (0.5, 0.75)
+    """Shares of the training at which ``step`` multiplies by ``step_factor``."""
+    step_factor: float = 0.1
+    unit: Literal["iteration", "epoch"] = "iteration"
+    """Whether the factor changes every iteration or once an epoch."""
+
+
+class OptimConfig(Settings):
+    """Optimiser of the model; ``networks`` overrides it for a method's other networks."""
+
+    name: Literal["sgd", "adam", "adamw", "rmsprop"] = "sgd"
+    lr: PositiveFloat = 0.01
+    momentum: float = Field(0.9, ge=0, lt=1)
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = Field(5e-4, ge=0)
+    schedule: ScheduleConfig = ScheduleConfig()
+    lr_factors: dict[str, PositiveFloat] = Field(default_factory=dict)
+    """Regular expression on parameter-group names -> factor of ``lr`` (on top of the model's own)."""
+    networks: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Settings of this block for other networks of the method, e.g. ``discriminator: {name: adam, lr: 1e-4}``."""
+
+
+class TrainConfig(Settings):
+    """How long and how a stage trains."""
+
+    iterations: PositiveInt | None = None
+    epochs: PositiveInt | None = None
+    """Instead of ``iterations``: passes over the first stream."""
+    batch_size: PositiveInt = 8
+    """Images of each stream in one optimiser step, over all devices and micro-batches."""
+    accumulate: PositiveInt = 1
+    """Micro-batches a step; the loss does not change with it."""
+    precision: Literal["32", "bf16", "fp16"] = "32"
+    clip_norm: PositiveFloat | None = None
+    """Largest gradient norm of each network; larger gradients are scaled down to it."""
+    workers: int = Field(0, ge=0)
+    """Loader processes a stream."""
+    compile: bool = False
+    channels_last: bool = False
+    log_every: PositiveInt = 10
+    evaluate_every: PositiveInt | None = None
+    """Iterations between evaluations while training; the end of a stage is always evaluated."""
+    checkpoint_every: PositiveInt = 500
+    keep: PositiveInt = 1
+    """How many of the newest checkpoints stay (the best one always does)."""
+    best: str | None = None
+    """Validation set whose mIoU names the ``best`` checkpoint. With target labels that is an oracle choice and every
+    number that comes from it says so. Default: none, ``last`` is used."""
+
+    @model_validator(mode="after")
+    def _length(self) -> TrainConfig:
+        if self.iterations is not None and self.epochs is not None:
+            raise ValueError("give either 'iterations' or 'epochs', not both")
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"batch_size {self.batch_size} is not divisible by accumulate {self.accumulate}")
+        return self
+
+
+class Mixture(Settings):
+    """One data set of a stream and how often it is drawn."""
+
+    data: str
+    weight: PositiveFloat = 1.0
+
+
+class StageConfig(Settings):
+    """One training: a method on named streams, from given weights."""
+
+    name: str = Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")
+    method: dict[str, Any]
+    """Method name, or a block with ``name`` and its settings."""
+    data: dict[str, tuple[Mixture, ...]]
+    """Stream name -> ``NAME:split``, or a list of ``{data, weight}``."""
+    start: str | None = None
+    """Name of an earlier stage, or a model file or run folder; default: the model's own start (``model.weights``)."""
+    references: dict[str, str] = Field(default_factory=dict)
+    """Frozen models of the method: name -> earlier stage or file."""
+    role: Literal["source_only", "adapted", "target_supervised"] | None = None
+    """Which of the report's three numbers this stage gives."""
+    model: dict[str, Any] = Field(default_factory=dict)
+    train: dict[str, Any] = Field(default_factory=dict)
+    optim: dict[str, Any] = Field(default_factory=dict)
+    transform: dict[str, Any] = Field(default_factory=dict)
+    streams: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Transform settings of single streams, e.g. ``target: {flip: 0}``."""
+
+    @field_validator("method", mode="before")
+    @classmethod
+    def _method(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @field_validator("data", mode="before")
+    @classmethod
+    def _data(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return {stream: [_mixture(v) for v in (row if isinstance(row, list) else [row])] for stream, row in value.items()}
+
+
+def _mixture(value: Any) -> Any:
+    return {"data": value} if isinstance(value, str) else value
+
+
+class EvaluateConfig(Settings):
+    """What is scored at the end of every stage."""
+
+    data: tuple[str, ...] = ()
+    """``NAME:split`` of every validation set; the first is the target of the report."""
+    views: tuple[str, ...] = ("all",)
+    """Scoring views of the label space."""
+    batch_size: PositiveInt = 1
+    samples: int = Field(4, ge=0)
+    """Images whose predictions are stored for the report."""
+
+
+class Recipe(Settings):
+    """A whole run: data, model, and stages that build on one another."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    labels: str
+    """Label space of the model, see ``segue list spaces``."""
+    seed: int = Field(0, ge=0)
+    model: dict[str, Any]
+    """``name`` of the model and its settings."""
+    data: dict[str, DatasetConfig]
+    train: TrainConfig = TrainConfig()
+    optim: OptimConfig = OptimConfig()
+    transform: TransformConfig = TransformConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    stages: tuple[StageConfig, ...] = Field(min_length=1)
+    loggers: tuple[Literal["tensorboard"], ...] = ()
+    """Trackers beside metrics.jsonl."""
+
+    @field_validator("data", mode="before")
+    @classmethod
+    def _bare_data(cls, value: Any) -> Any:
+        return {k: v or {} for k, v in value.items()} if isinstance(value, dict) else value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Recipe:
+        seen: list[str] = []
+        for stage in self.stages:
+            if stage.name in seen:
+                raise ValueError(f"two stages are called {stage.name!r}")
+            for mixture in (m for row in stage.data.values() for m in row):
+                self.split_of(mixture.data, f"stage {stage.name!r}")
+            self.train_of(stage), self.optim_of(stage)
+            for stream in (*stage.data, *stage.streams):
+                self.transform_of(stage, stream)
+            if (train := self.train_of(stage)).iterations is None and train.epochs is None:
+                raise ValueError(f"stage {stage.name!r} has no length: set train.iterations or train.epochs")
+            if train.best is not None and train.best not in self.evaluate.data:
+                raise ValueError(f"train.best is {train.best!r}, which is not under evaluate.data")
+            seen.append(stage.name)
+        for name in self.evaluate.data:
+            self.split_of(name, "evaluate.data")
+        return self
+
+    def split_of(self, text: str, where: str) -> tuple[str, str]:
+        """``NAME:split`` to its two parts; an unknown name is an error that lists the known ones."""
+        name, _, split = text.partition(":")
+        if name not in self.data:
+            raise ValueError(f"{where} uses data set {name!r}{nearest(name, list(self.data))}")
+        return name, split or "train"
+
+    def train_of(self, stage: StageConfig) -> TrainConfig:
+        """``train`` with the stage's own values on top (its iterations replace epochs, and the other way round)."""
+        base = self.train.model_dump(exclude_unset=True)
+        if {"iterations", "epochs"} & stage.train.keys():
+            base = {k: v for k, v in base.items() if k not in ("iterations", "epochs")}
+        return check(TrainConfig, merge(base, stage.train), f"stages.{stage.name}.train")
+
+    def optim_of(self, stage: StageConfig) -> OptimConfig:
+        """``optim`` with the stage's own values on top."""
+        return check(OptimConfig, merge(self.optim.model_dump(exclude_unset=True), stage.optim), f"stages.{stage.name}.optim")
+
+    def transform_of(self, stage: StageConfig, stream: str) -> TransformConfig:
+        """``transform`` with the stage's and the stream's own values on top."""
+        base = merge(self.transform.model_dump(exclude_unset=True), stage.transform)
+        top = stage.streams.get(stream, {})
+        return check(TransformConfig, merge(base, top), f"stages.{stage.name}.transform")
+
+
+def merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
+    """``top`` over ``base``: blocks merge key by key, everything else is replaced."""
+    out = dict(base)
+    for key, value in top.items():
+        both = isinstance(value, dict) and isinstance(out.get(key), dict)
+        out[key] = merge(out[key], value) if both else value
+    return out

@@ -1,0 +1,155 @@
+"""Image files to arrays and back.
+
+Pictures are RGB uint8 (H, W, 3), with the EXIF orientation applied (what annotation tools show). Labels keep the
+numbers of the file: palette PNGs are read as indices, 16-bit and multi-channel files unchanged.
+A file that ends early is an error even where the decoder would return the part that it could read.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from segue.data.errors import DataError
+from segue.labels import IGNORE, U8
+
+Size = tuple[int, int]
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+_JPEG = b"\xff\xd8\xff"
+_PALETTE = 3
+
+
+def read_rgb(path: Path) -> U8:
+    """A picture as (H, W, 3) uint8 RGB; 16-bit files are scaled to 8. ``DataError`` when it cannot be read whole."""
+    data = _whole(path)
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    if image is None:
+        raise _unreadable(path, data)
+    out: U8 = cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
+    return out
+
+
+def read_ids(path: Path, channel: int | None = None) -> npt.NDArray[Any]:
+    """A label file as (H, W) uint8 or uint16 numbers. ``channel``: 0 red, 1 green, 2 blue, 3 alpha of a colour file."""
+    data = _whole(path)
+    if _indexed(data):
+        return _with_pillow(path, data)
+    ids = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if ids is None:
+        raise _unreadable(path, data)
+    channels = 1 if ids.ndim == 2 else ids.shape[2]
+    if channels == 1:
+        return np.ascontiguousarray(ids.reshape(ids.shape[:2]))
+    if channel is None:
+        raise DataError(f"{path}: a label with {channels} channels; say which one holds the ids ('channel: 0' is red)")
+    if channel >= channels:
+        raise DataError(f"{path}: 'channel: {channel}' asked for, but the label has {channels} channels")
+    # cv2 hands out blue, green, red(, alpha)
+    return np.ascontiguousarray(ids[:, :, 2 - channel if channel < 3 else channel])
+
+
+def write_image(path: Path, image: npt.NDArray[Any], quality: int = 95) -> None:
+    """Store (H, W) or RGB (H, W, 3) as the suffix says; a reader never sees half a file (temporary name, then rename)."""
+    data = encode(image, path.suffix, quality)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        # mkstemp makes private files; give what the user's umask would have given
+        mask = os.umask(0)
+        os.umask(mask)
+        Path(name).chmod(0o666 & ~mask)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def encode(image: npt.NDArray[Any], suffix: str, quality: int = 95) -> bytes:
+    """(H, W) or RGB (H, W, 3) as the bytes of a ``.png`` or ``.jpg`` file; ``quality`` 1..100 is for JPEG."""
+    options = [cv2.IMWRITE_JPEG_QUALITY, quality] if suffix.lower() in (".jpg", ".jpeg") else []
+    bgr = image if image.ndim == 2 else np.ascontiguousarray(image[:, :, ::-1])
+    ok, data = cv2.imencode(suffix, bgr, options)
+    if not ok:
+        raise DataError(f"cannot encode an image of shape {image.shape} as {suffix!r}")
+    return bytes(data)
+
+
+def resize_image(image: U8, size: Size) -> U8:
+    """To (height, width): bilinear with half-pixel centres; area averaging where both sides shrink (no aliasing).
+
+    At a factor of exactly 2 the two are the same, so Cityscapes at 512x1024 equals the published pipelines.
+    """
+    if image.shape[:2] == size:
+        return image
+    shrinks = size[0] <= image.shape[0] and size[1] <= image.shape[1]
+    out: U8 = cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    return out
+
+
+def resize_label(label: U8, size: Size) -> U8:
+    """To (height, width): nearest pixel centre, aligned with :func:`resize_image` (cv2's INTER_NEAREST is not)."""
+    if label.shape == size:
+        return label
+    rows, columns = nearest_index(label.shape[0], size[0]), nearest_index(label.shape[1], size[1])
+    out: U8 = label.take(rows, 0).take(columns, 1)
+    return out
+
+
+def nearest_index(source: int, target: int, start: int = 0, count: int | None = None) -> npt.NDArray[np.intp]:
+    """Source pixel under the centre of each of the target pixels ``start .. start+count`` (default: all of them)."""
+    steps = np.arange(start, target if count is None else start + count, dtype=np.intp)
+    out: npt.NDArray[np.intp] = (2 * steps + 1) * source // (2 * target)
+    return out
+
+
+def _whole(path: Path) -> bytes:
+    """Bytes of an image file; ``DataError`` when it is missing, empty or ends early."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from error
+    if not data:
+        raise DataError(f"{path} is empty (0 bytes): fetch or unpack it again")
+    # Decoders may return the readable part of a cut file; the end mark is the cheap and certain sign (PNG), and for
+    # JPEG, where cameras may write data after it, its absence is only the reason to decode strictly.
+    if data.startswith(_PNG) and b"IEND" not in data[-64:]:
+        raise DataError(f"{path} ends early (truncated PNG, {len(data)} bytes): fetch or unpack it again")
+    if data.startswith(_JPEG) and b"\xff\xd9" not in data[-64:]:
+        _with_pillow(path, data)
+    return data
+
+
+def _with_pillow(path: Path, data: bytes) -> npt.NDArray[Any]:
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+            pixels = np.asarray(image)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise _unreadable(path, data) from error
+    if not _indexed(data) or data[25] == _PALETTE:
+        return pixels
+    # Pillow spreads grey levels of 1, 2 and 4 bits over 0..255; labels need the numbers themselves
+    return pixels.astype(np.uint8) // (1 if data[24] == 1 else IGNORE // (2 ** data[24] - 1))
+
+
+def _indexed(data: bytes) -> bool:
+    """Whether a PNG has a palette, or grey levels of less than 8 bits: what cv2 would turn into colours."""
+    return data.startswith(_PNG) and len(data) > 26 and (data[25] == _PALETTE or data[24] < 8)
+
+
+def _unreadable(path: Path, data: bytes) -> DataError:
+    kind = "PNG" if data.startswith(_PNG) else "JPEG" if data.startswith(_JPEG) else None
+    if kind is None:
+        return DataError(f"{path} is not an image that can be decoded (it starts with {data[:8]!r})")
+    return DataError(f"{path} is a damaged {kind} file ({len(data)} bytes): fetch or unpack it again")

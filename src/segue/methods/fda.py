@@ -38,7 +38,7 @@ class FDA(Method):
     def losses(self, batches: Batches, iteration: int) -> Iterator[Terms]:
         """Two graphs: source in target style; target entropy."""
         source, target = batches["source"], batches["target"]
-        styled = exchange(source.image, target.image, self.config.beta).clamp(0, 1)
+        styled = exchange(source.image, target.image, self.config.beta)
         yield Terms(source=segmentation(self.model(styled), source.label, self.config.criterion, source))
         if self.config.entropy_weight:
             output = self.model(target.image)

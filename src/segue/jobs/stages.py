@@ -1,0 +1,241 @@
+"""A run is a list of stages; each trains one method and is scored. Finished stages are not run again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from torch import nn
+
+from segue import checkpoint, runs
+from segue.config import Recipe, StageConfig, merge
+from segue.data.dataset import Dataset, open_dataset
+from segue.data.loaders import Stream
+from segue.engine import Place, fit
+from segue.errors import UserError
+from segue.evaluate import score
+from segue.files import read_json, write_json
+from segue.hardware import Hardware
+from segue.labels import LabelSpace, load_space
+from segue.methods.base import METHODS, Method, MethodConfig
+from segue.models.base import MODELS, SegModel
+from segue.models.build import build_model
+from segue.ops.keys import seed_of
+from segue.progress import Progress
+from segue.recipes import ConfigError
+from segue.settings import explain
+
+
+@dataclass
+class Job:
+    """A recipe with everything opened that its stages share."""
+
+    recipe: Recipe
+    folder: Path
+    hardware: Hardware
+    labels: LabelSpace
+    datasets: dict[str, Dataset] = field(default_factory=dict)
+
+    def dataset(self, text: str, where: str) -> Dataset:
+        """The data set of ``NAME:split``, opened once."""
+        if text not in self.datasets:
+            name, split = self.recipe.split_of(text, where)
+            self.datasets[text] = open_dataset(name, self.recipe.data[name], split, self.labels)
+        return self.datasets[text]
+
+    def stage_folder(self, stage: StageConfig) -> Path:
+        """``stages/<k>_<name>``."""
+        return self.folder / "stages" / f"{self.recipe.stages.index(stage)}_{stage.name}"
+
+
+def prepare(recipe: Recipe, folder: Path, hardware: Hardware) -> Job:
+    """Check everything that can be checked before training: settings, names, data; all faults at once."""
+    job = Job(recipe, folder, hardware, load_space(recipe.labels))
+    faults: list[str] = []
+    for stage in recipe.stages:
+        faults += _collect(lambda s=stage: model_config(recipe, s))  # type: ignore[misc]
+        faults += _collect(lambda s=stage: method_config(s))  # type: ignore[misc]
+        faults += _collect(lambda s=stage: _check_streams(job, s))  # type: ignore[misc]
+        for source in (*([stage.start] if stage.start else []), *stage.references.values()):
+            faults += _collect(lambda s=stage, p=source: _weights_source(job, s, p))  # type: ignore[misc]
+    for text in recipe.evaluate.data:
+        faults += _collect(lambda t=text: _check_evaluation(job, t))  # type: ignore[misc]
+    for view in recipe.evaluate.views:
+        faults += _collect(lambda v=view: job.labels.view(v))  # type: ignore[misc]
+    if faults:
+        raise ConfigError("\n".join(dict.fromkeys(faults)))
+    return job
+
+
+def _collect(check: Callable[[], object]) -> list[str]:
+    try:
+        check()
+    except UserError as error:
+        return [str(error)]
+    return []
+
+
+def model_config(recipe: Recipe, stage: StageConfig) -> dict[str, Any]:
+    """Settings of a stage's model, checked against its class."""
+    data = merge(recipe.model, stage.model)
+    if "name" not in data:
+        raise ConfigError(f"model needs a name (known: {', '.join(MODELS.names())})")
+    cls = MODELS.get(data["name"])
+    try:
+        cls.Config.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError("\n".join(explain(error, cls.Config, "model"))) from error
+    return data
+
+
+def method_config(stage: StageConfig) -> MethodConfig:
+    """Settings of a stage's method, checked against its class."""
+    cls = METHODS.get(str(stage.method.get("name")))
+    try:
+        return cls.Config.model_validate(stage.method)
+    except ValidationError as error:
+        raise ConfigError("\n".join(explain(error, cls.Config, f"stages.{stage.name}.method"))) from error
+
+
+def _check_streams(job: Job, stage: StageConfig) -> None:
+    cls = METHODS.get(str(stage.method.get("name")))
+    if set(stage.data) != set(cls.needs):
+        raise ConfigError(
+            f"stage {stage.name!r}: method {stage.method['name']!r} trains on {', '.join(cls.needs)}; "
+            f"its data names {', '.join(stage.data)}"
+        )
+    for stream, row in stage.data.items():
+        for mixture in row:
+            dataset = job.dataset(mixture.data, f"stage {stage.name!r}")
+            if stream in cls.uses_labels and not dataset.labelled:
+                raise ConfigError(f"stage {stage.name!r}: {stream} {mixture.data!r} has no labels, the method needs them")
+
+
+def _check_evaluation(job: Job, text: str) -> None:
+    if not job.dataset(text, "evaluate.data").labelled:
+        raise ConfigError(f"evaluate.data: {text!r} has no labels to score against; take it out")
+
+
+def _weights_source(job: Job, stage: StageConfig, source: str) -> Path:
+    """The folder that ``start`` or a reference means: an earlier stage, or a path."""
+    names = [s.name for s in job.recipe.stages]
+    if source in names:
+        if names.index(source) >= names.index(stage.name):
+            raise ConfigError(f"stage {stage.name!r} starts from {source!r}, which comes later")
+        return job.stage_folder(job.recipe.stages[names.index(source)])
+    path = Path(source).expanduser()
+    if not path.exists():
+        raise ConfigError(f"stage {stage.name!r} starts from {source!r}: no earlier stage (known: {names}) and no such path")
+    return checkpoint.find_model(path)
+
+
+def run(job: Job, resume: bool) -> dict[str, Any]:
+    """Run all stages that are not finished; returns stage name -> stage.json content."""
+    results = {}
+    for stage in job.recipe.stages:
+        path = job.stage_folder(stage) / "stage.json"
+        done = resume and path.exists() and read_json(path)["status"] == "finished"
+        results[stage.name] = read_json(path) if done else _run_stage(job, stage, resume)
+    return results
+
+
+def build_method(job: Job, stage: StageConfig) -> Method:
+    """Model with its start weights, inside its method; the same seed gives the same initial weights."""
+    torch.manual_seed(seed_of(job.recipe.seed, "model"))
+    model = build_model(model_config(job.recipe, stage), len(job.labels))
+    if stage.start:
+        checkpoint.start_from(model, job.labels, _weights_source(job, stage, stage.start))
+    references = {}
+    for name, source in stage.references.items():
+        reference, _, _ = checkpoint.load_model(_weights_source(job, stage, source))
+        references[name] = reference.requires_grad_(False).to(job.hardware.device)
+    cls = METHODS.get(str(stage.method["name"]))
+    method = cls(method_config(stage), model, job.labels, references)
+    method.key = (job.recipe.seed, stage.name)
+    return method
+
+
+def build_streams(job: Job, stage: StageConfig) -> dict[str, Stream]:
+    """The loaders of a stage."""
+    train = job.recipe.train_of(stage)
+    labelled = METHODS.get(str(stage.method["name"])).uses_labels
+    return {
+        name: Stream(
+            [job.dataset(m.data, stage.name) for m in row],
+            [m.weight for m in row],
+            job.recipe.transform_of(stage, name),
+            (job.recipe.seed, stage.name, name),
+            batch_size=train.batch_size,
+            labelled=name in labelled,
+            workers=train.workers,
+            accumulate=train.accumulate,
+            rank=job.hardware.rank,
+            world=job.hardware.world,
+        )
+        for name, row in stage.data.items()
+    }
+
+
+def _run_stage(job: Job, stage: StageConfig, resume: bool) -> dict[str, Any]:
+    folder = job.stage_folder(stage)
+    folder.mkdir(parents=True, exist_ok=True)
+    cpu = runs.cpu_seconds()
+    record = runs.update(folder / "stage.json", **_describe(stage), status="running")
+    method = build_method(job, stage)
+    streams = build_streams(job, stage)
+    place = Place(
+        folder=folder,
+        device=job.hardware.device,
+        labels=job.labels,
+        info={"run": str(job.folder), "stage": stage.name, "recipe": job.recipe.name, "chosen": "last"},
+        validate=lambda model, iteration: _validate(job, model),
+        progress=Progress(stage.name) if job.hardware.rank == 0 else None,
+        sinks=_sinks(job, folder),
+        rank=job.hardware.rank,
+        world=job.hardware.world,
+    )
+    iterations = fit(method, streams, job.recipe.train_of(stage), job.recipe.optim_of(stage), place, resume=resume)
+    if job.hardware.rank != 0:
+        return record
+    evaluations = _score(job, method.predictor(), folder)
+    return runs.update(
+        folder / "stage.json",
+        status="finished",
+        iterations=iterations,
+        parameters=sum(p.numel() for p in method.predictor().parameters()),
+        evaluations=evaluations,
+        cpu_s=record.get("cpu_s", 0.0) + runs.cpu_seconds() - cpu,
+    )
+
+
+def _describe(stage: StageConfig) -> dict[str, Any]:
+    data = {name: [m.data for m in row] for name, row in stage.data.items()}
+    return {"name": stage.name, "method": stage.method, "data": data, "start": stage.start, "checkpoint": "last"}
+
+
+def _validate(job: Job, model: nn.Module) -> dict[str, float]:
+    assert isinstance(model, SegModel)
+    evaluate = job.recipe.evaluate
+    results = {
+        text: score.evaluate(model, job.dataset(text, "evaluate.data"), job.labels, device=job.hardware.device, batch_size=evaluate.batch_size)
+        for text in evaluate.data
+    }
+    return {text: result.scores().miou for text, result in results.items()}
+
+
+def _sinks(job: Job, folder: Path) -> tuple[Callable[[Mapping[str, Any]], None], ...]:
+    if "tensorboard" not in job.recipe.loggers or job.hardware.rank != 0:
+        return ()
+    from lightning_fabric.loggers import TensorBoardLogger
+
+    logger = TensorBoardLogger(root_dir=folder, name="", version="tensorboard")
+
+    def write(row: Mapping[str, Any]) -> None:
+        logger.log_metrics({k: v for k, v in row.items() if isinstance(v, float)}, step=row["iteration"])
+        logger.experiment.flush()
+
+    return (write,)

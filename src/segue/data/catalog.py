@@ -54,7 +54,7 @@ class LabelFiles(Settings):
             raise ValueError(f"labels.ids: must be 'trainid', 'labelid' or a map of file id to class, it is {value!r}")
         for key, name in value.items():
             if not isinstance(key, int) or not (name is None or isinstance(name, str)):
-                raise ValueError(f"labels.ids: each line must be 'number: class name' or 'number: null', not {key}: {name}")
+                raise ValueError(f"labels.ids: each line must be 'number: class' or 'number: null', not '{key}: {name}'")
         return value
 
     def names(self, native: LabelSpace) -> dict[int, str | None]:

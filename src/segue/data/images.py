@@ -58,7 +58,7 @@ def read_ids(path: Path, channel: int | None = None) -> npt.NDArray[Any]:
 
 
 def write_image(path: Path, image: npt.NDArray[Any], quality: int = 95) -> None:
-    """Store (H, W) or RGB (H, W, 3) as the suffix says; a reader never sees half a file (temporary name, then rename)."""
+    """Store (H, W) or RGB (H, W, 3) as the suffix says, under a temporary name first: nobody reads half a file."""
     data = encode(image, path.suffix, quality)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")

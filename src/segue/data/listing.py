@@ -34,7 +34,7 @@ class Pattern:
         self._static = segments[:static]
 
     def find(self, root: Path, fields: Sequence[str]) -> dict[str, str]:
-        """Matching files below ``root``: id (``fields`` joined by "/") -> relative path. No file is opened or stat-ed."""
+        """Matching files below ``root``: id (``fields`` joined by "/") -> relative path. Opens no file."""
         found: dict[str, str] = {}
         start = "/".join(self._static)
         for path in _walk(root, start, len(self._static), self._folders):
@@ -45,7 +45,7 @@ class Pattern:
 
 
 def select(ids: Sequence[str], include: Sequence[str], exclude: Sequence[str]) -> list[str]:
-    """Ids that match one of ``include`` (all, when empty) and none of ``exclude``; shell patterns, ``*`` crosses "/"."""
+    """Ids that match one of ``include`` (empty: all) and none of ``exclude``; shell patterns, ``*`` crosses "/"."""
     return [
         i
         for i in ids

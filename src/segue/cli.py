@@ -1,0 +1,316 @@
+"""The ``segue`` command. No torch is imported here: each command imports what it needs when it runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+from segue import recipes
+from segue.errors import DISK_FULL, Interrupted, UserError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+config_app = typer.Typer(no_args_is_help=True, help="Look at recipes: show, validate, copy, schema.")
+data_app = typer.Typer(no_args_is_help=True, help="Look at data: show, check; and generate scenes.")
+app.add_typer(config_app, name="config")
+app.add_typer(data_app, name="data")
+
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings over the recipe's.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:K or mps.")]
+Debug = "--debug"
+
+
+def main() -> None:
+    """Run the command; exit 0 when all is well, 2 for a fault of the user's, 75 when stopped with all saved."""
+    debug = Debug in sys.argv
+    sys.argv = [a for a in sys.argv if a != Debug]
+    try:
+        app()
+    except Interrupted as stop:
+        print(f"segue: {stop}; continue with --resume", file=sys.stderr)
+        sys.exit(75)
+    except (UserError, OSError, KeyboardInterrupt) as error:
+        known = isinstance(error, (UserError, KeyboardInterrupt)) or error.errno in DISK_FULL
+        if debug or not known:
+            raise
+        _fail(error)
+
+
+def _fail(error: BaseException) -> None:
+    if isinstance(error, KeyboardInterrupt):
+        print("segue: stopped", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
+    hint = "; the disk is full: free space, then use --resume" if isinstance(error, OSError) else ""
+    print(f"segue: {error}{hint}\n(--debug shows where)", file=sys.stderr)
+    sys.exit(2)
+
+
+@app.command()
+def run(
+    recipe: Annotated[str, typer.Argument(help="Recipe file, or the name of a shipped one.")],
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder; default runs/NAME/TIME.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the newest run of this name, or --out.")] = False,
+    device: Device = "auto",
+    gpus: Annotated[int | None, typer.Option(help="Number of processes, one a device.")] = None,
+    seeds: Annotated[str, typer.Option(help="Run once for each, e.g. 0,1,2.")] = "",
+) -> None:
+    """Run a recipe: train its stages, score them, write the report."""
+    given = recipes.load(recipe, overrides or [])
+    numbers = _seeds(seeds)
+    from segue import runs
+
+    if out is None:
+        root = Path("runs")
+        out = runs.latest(root, given.name) if resume else runs.create(root, given.name)
+    from segue.jobs.run import run as run_recipe
+
+    result = run_recipe(given, out, resume=resume, device=device, gpus=gpus, seeds=numbers)
+    _print_summary(result.folder, result.summary)
+
+
+def _seeds(text: str) -> list[int]:
+    try:
+        return [int(s) for s in text.split(",") if s.strip()]
+    except ValueError:
+        raise UserError(f"cannot read --seeds {text!r}: write numbers with commas, for example 0,1,2") from None
+
+
+def _print_summary(folder: Path, summary: dict[str, Any]) -> None:
+    if "miou" in summary:
+        several = f", median seed {summary['median_seed']} of {len(summary['seeds'])}" if len(summary["seeds"]) > 1 else ""
+        print(f"mIoU on {summary['data']} (last checkpoint{several}):")
+        for role, value in summary["miou"].items():
+            print(f"  {role:18} {value:5.1f}")
+        if "gap_closed" in summary:
+            print(f"  {'gap closed':18} {100 * summary['gap_closed']:5.0f} %")
+    print(f"{summary['cpu_s']:.0f} CPU-seconds; report: {folder / 'report.html'}")
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for data, run and report.")] = Path("demo"),
+    seeds: Annotated[str, typer.Option(help="Train once for each.")] = "0,1,2",
+    resume: Annotated[bool, typer.Option("--resume", help="Continue a demo that was stopped.")] = False,
+    device: Device = "cpu",
+) -> None:
+    """Generate two domains of street scenes, train on one, adapt to the other, write DIR/report.html."""
+    from segue.jobs.demo import run_demo
+
+    result = run_demo(out, _seeds(seeds), resume=resume, device=device)
+    _print_summary(result.folder, result.summary)
+
+
+@app.command()
+def evaluate(
+    model: Annotated[Path, typer.Option(help="Run, stage or checkpoint folder, or model.safetensors.")],
+    data: Annotated[str, typer.Option(help="Data set or folder, with split: NAME[:SPLIT].")],
+    root: Annotated[Path | None, typer.Option(help="Where the data set lies.")] = None,
+    size: Annotated[str, typer.Option(help="Resize the network's input to HxW; scoring stays at label size.")] = "",
+    view: Annotated[list[str] | None, typer.Option(help="Scoring view; may be repeated.")] = None,
+    device: Device = "auto",
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the numbers here too.")] = None,
+) -> None:
+    """Score a model on a labelled data set."""
+    from segue import api
+    from segue.files import write_json
+
+    scores = api.evaluate(model, data, root=root, size=_size(size), views=tuple(view or ["all"]), device=device)
+    if json_file:
+        write_json(json_file, scores)
+    print(f"mIoU {_percent(scores['miou'])}  accuracy {_percent(scores['accuracy'])}  ({scores['num_images']} images)")
+    for name, value in scores["iou"].items():
+        print(f"  {name:16} {_percent(value)}")
+
+
+def _percent(value: float | None) -> str:
+    return "absent" if value is None or value != value else f"{100 * value:5.1f}"
+
+
+def _size(text: str) -> tuple[int, int] | None:
+    if not text:
+        return None
+    height, _, width = text.lower().partition("x")
+    if not (height.isdigit() and width.isdigit()):
+        raise UserError(f"cannot read size {text!r}: write HEIGHTxWIDTH in pixels, for example 512x1024")
+    return int(height), int(width)
+
+
+@app.command()
+def predict(
+    model: Annotated[Path, typer.Option(help="Run, stage or checkpoint folder, or model.safetensors.")],
+    input: Annotated[Path, typer.Option(help="Image, or folder of images.")],
+    out: Annotated[Path, typer.Option(help="Folder for the predictions.")],
+    format: Annotated[str, typer.Option(help="trainid, labelid, color or overlay.")] = "color",
+    device: Device = "auto",
+) -> None:
+    """Write the prediction of every image as PNG."""
+    from segue import api
+
+    written = api.load(model, device=device).predict_folder(input, out, format=format)
+    print(f"{len(written)} predictions in {out}")
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(help="Run folder.")]) -> None:
+    """Write report.html of a run again."""
+    from segue import report as pages
+
+    print(pages.write(folder))
+
+
+@app.command("list")
+def list_names(kind: Annotated[str, typer.Argument(help="methods, models, datasets, recipes, spaces or domains.")]) -> None:
+    """Names that recipes can use."""
+    for line in _names(kind):
+        print(line)
+
+
+def _names(kind: str) -> list[str]:
+    if kind == "recipes":
+        return [f"{name:32} {_first_comment(path)}" for name, path in recipes.shipped().items()]
+    if kind == "spaces":
+        from segue.labels import space_names
+
+        return space_names()
+    if kind == "datasets":
+        from segue.data.catalog import catalog_names
+
+        return catalog_names()
+    if kind == "domains":
+        from segue.data.scenes import PRESETS
+
+        return [*PRESETS, "random-SEED"]
+    if kind in ("methods", "models"):
+        from segue.methods.base import METHODS
+        from segue.models.base import MODELS
+
+        registry: Any = METHODS if kind == "methods" else MODELS
+        return [f"{name:20} {_first_line(registry.get(name).__doc__)}" for name in registry.names()]
+    raise UserError(f"cannot list {kind!r} (known: methods, models, datasets, recipes, spaces, domains)")
+
+
+def _first_line(text: str | None) -> str:
+    return (text or "").strip().split("\n")[0]
+
+
+def _first_comment(path: Path) -> str:
+    return path.read_text("utf-8").split("\n")[0].removeprefix("#").strip()
+
+
+@config_app.command("show")
+def config_show(
+    recipe: str,
+    overrides: Overrides = None,
+    why: Annotated[bool, typer.Option("--why", help="Say where each value comes from.")] = False,
+) -> None:
+    """The resolved recipe."""
+    data, sources = recipes.collect(recipe, overrides or [])
+    resolved = recipes.validate(data)
+    if not why:
+        print(yaml.safe_dump(resolved.model_dump(mode="json"), sort_keys=False), end="")
+        return
+    for key, value in _leaves(resolved.model_dump(mode="json")):
+        print(f"{key} = {json.dumps(value)}   # {_source(key, sources)}")
+
+
+def _source(key: str, sources: dict[str, str]) -> str:
+    parts = key.split(".")
+    candidates = (".".join(parts[:n]) for n in range(len(parts), 0, -1))
+    found = next((sources[c] for c in candidates if c in sources), None)
+    children = next((s for k, s in sources.items() if k.startswith(key + ".")), None)
+    return found or children or "default"
+
+
+def _leaves(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    rows = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    inner = [leaf for k, v in rows for leaf in _leaves(v, f"{prefix}.{k}" if prefix else str(k))]
+    return inner or [(prefix, value)]
+
+
+@config_app.command("validate")
+def config_validate(recipe: str, overrides: Overrides = None) -> None:
+    """Check a recipe; exit code 2 and every fault if it is wrong."""
+    given = recipes.load(recipe, overrides or [])
+    from segue.jobs.stages import check_settings
+
+    check_settings(given)
+    print(f"{recipe}: {len(given.stages)} stages, no faults")
+
+
+@config_app.command("copy")
+def config_copy(recipe: str, to: Path) -> None:
+    """Copy a shipped recipe to a file of your own."""
+    from segue.files import write_text
+
+    if to.exists():
+        raise UserError(f"{to} exists; choose another name")
+    write_text(to, recipes.find(recipe).read_text("utf-8"))
+    print(to)
+
+
+@config_app.command("schema")
+def config_schema() -> None:
+    """JSON schema of a recipe, for editors."""
+    from segue.config import Recipe
+
+    print(json.dumps(Recipe.model_json_schema(), indent=1))
+
+
+@data_app.command("scenes")
+def data_scenes(
+    out: Annotated[Path, typer.Option(help="Folder to write to.")],
+    num: Annotated[int, typer.Option(help="Images.", min=1)] = 100,
+    seed: Annotated[int, typer.Option(help="Equal seeds give equal files.", min=0)] = 0,
+    domain: Annotated[str, typer.Option(help="game, city, or random-SEED.")] = "city",
+    drift: Annotated[float | None, typer.Option(help="0 = game, 1 = --domain, between them a mixture.", min=0, max=1)] = None,
+    layout: Annotated[str, typer.Option(help="cityscapes or gta5.")] = "cityscapes",
+    split: Annotated[str, typer.Option(help="Split to write.")] = "train",
+    size: Annotated[str, typer.Option(help="HEIGHTxWIDTH in pixels.")] = "128x256",
+) -> None:
+    """Generate street scenes with exact labels in a real data set's layout."""
+    from segue.data import scenes
+
+    chosen = scenes.domain(domain)
+    if drift is not None:
+        chosen = scenes.drift(scenes.PRESETS["game"], chosen, drift)
+    scenes.write(out, num=num, seed=seed, domain=chosen, size=_size(size) or (128, 256), layout=layout, split=split)
+    print(f"{num} scenes in {out}")
+
+
+@data_app.command("check")
+def data_check(
+    name: Annotated[str, typer.Argument(help="Data set name or folder.")],
+    root: Annotated[Path | None, typer.Option(help="Where the data set lies.")] = None,
+) -> None:
+    """Find unreadable, truncated, mismatched, out-of-range and duplicate files; exit code 2 if there are any."""
+    from segue.data import audit
+
+    problems = audit.check(name, root=root)
+    for problem in problems:
+        print(problem)
+    print(f"{len(problems)} problems", file=sys.stderr)
+    if problems:
+        sys.exit(2)
+
+
+@data_app.command("show")
+def data_show(
+    name: Annotated[str, typer.Argument(help="Data set name or folder, with split: NAME[:SPLIT].")],
+    out: Annotated[Path, typer.Option(help="Page to write.")] = Path("data.html"),
+    root: Annotated[Path | None, typer.Option(help="Where the data set lies.")] = None,
+    labels: Annotated[str, typer.Option(help="Label space to map to; default the data's own.")] = "",
+) -> None:
+    """Write one page of images, labels and class shares."""
+    from segue.data import audit
+
+    print(audit.show(name, out, root=root, labels=labels or None))
+
+
+os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")  # a damaged file is told once, by us

@@ -1,0 +1,298 @@
+"""Data sets: where they lie, which images and labels they hold, and how label values become train ids.
+
+``open_dataset`` lists files once (no file is opened) and reads on demand. A data set without any label file is a normal
+one: a target. Nothing here imports torch; a ``python:module:Class`` data set may.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from segue.config import DatasetConfig
+from segue.data import catalog
+from segue.data.catalog import DatasetSpec, LabelFiles, Split
+from segue.data.errors import DataError
+from segue.data.images import Size, read_ids, read_rgb, resize_image
+from segue.data.listing import Pattern, select
+from segue.labels import U8, UNKNOWN, Coverage, LabelError, LabelMap, LabelSpace, build_map
+
+PYTHON = "python:"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image (H, W, 3) uint8 RGB at the file's resolution, and its label (H, W) uint8 train ids or None."""
+
+    image: U8
+    label: U8 | None
+
+
+class Dataset:
+    """Images with ids, and labels as train ids of ``space``; subclasses decode.
+
+    ``labelled``: whether there are labels at all. ``unlabelled_ids``: images of a labelled set that have none.
+    ``coverage``: what the map onto ``space`` merges, loses and never labels (None without labels).
+    """
+
+    def __init__(self, name: str, space: LabelSpace, ids: Sequence[str], size: Size | None) -> None:
+        self.name = name
+        self.space = space
+        self.ids = list(ids)
+        self.size = size
+        self.labelled = False
+        self.unlabelled_ids: list[str] = []
+        self.coverage: Coverage | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def paths(self, index: int) -> tuple[Path | None, Path | None]:
+        """Image file and label file; None where there is no file."""
+        return None, None
+
+    def read_image(self, index: int) -> U8:
+        """(H, W, 3) uint8 RGB, resized to ``size`` when that is set. ``DataError`` names the file."""
+        image = self._image(index)
+        return image if self.size is None else resize_image(image, self.size)
+
+    def read_label(self, index: int) -> U8:
+        """(H, W) uint8 train ids at the label's own resolution, 255 = not labelled. ``DataError`` names the file."""
+        raise NotImplementedError
+
+    def read_sample(self, index: int, labels: bool) -> Sample:
+        """Image and, when asked, label, both at the file's resolution; ``DataError`` when their sizes differ."""
+        image = self._image(index)
+        if not labels:
+            return Sample(image, None)
+        label = self.read_label(index)
+        if label.shape != image.shape[:2]:
+            (h, w), (lh, lw) = image.shape[:2], label.shape
+            raise DataError(
+                f"image {self.describe(index)} is {w}x{h} pixels, but its label {self.paths(index)[1] or ''} is "
+                f"{lw}x{lh}: they must match"
+            )
+        return Sample(image, label)
+
+    def require_labels(self) -> None:
+        """``DataError`` unless every image has a label."""
+        if not self.labelled:
+            raise DataError(f"data set {self.name!r} has no labels, but this stream trains on them")
+        if self.unlabelled_ids:
+            raise DataError(
+                f"data set {self.name!r}: {len(self.unlabelled_ids)} of {len(self)} images have no label file, the "
+                f"first is {self._label_name(self.unlabelled_ids[0])}; add it, or leave the image out with 'exclude'"
+            )
+
+    def describe(self, index: int) -> str:
+        """The image's file, or its id when it has none, for messages."""
+        return str(self.paths(index)[0] or f"{self.ids[index]!r} of data set {self.name!r}")
+
+    def colorize(self, label: U8) -> U8:
+        """(H, W) train ids to an (H, W, 3) RGB picture."""
+        return self.space.colorize(label)
+
+    def stray_labels(self) -> list[str]:
+        """Label files without an image, relative to the root."""
+        return []
+
+    def _image(self, index: int) -> U8:
+        raise NotImplementedError
+
+    def _label_name(self, image_id: str) -> str:
+        return image_id
+
+
+class FolderDataset(Dataset):
+    """Files below one root, found by the patterns of a :class:`segue.data.catalog.DatasetSpec`."""
+
+    def __init__(
+        self, name: str, root: Path, spec: DatasetSpec, split: str, config: DatasetConfig, space: LabelSpace
+    ) -> None:
+        self.root = root
+        self.split = split
+        part = spec.split(split)
+        patterns = [Pattern(p, part.folder or "") for p in _listed(part.image)]
+        self._images, listed = _find_images(root, patterns, part)
+        super().__init__(name, space, _choose(listed, config), config.size)
+        if not self.ids:
+            raise DataError(self._empty(patterns, len(listed), spec, config))
+        self._label_files: LabelFiles | None = None
+        self._labels: dict[str, str] = {}
+        self._map: LabelMap | None = None
+        self._find_labels(part, patterns[0].fields)
+        if self._label_files is not None:
+            native = spec.native()
+            self._map = _label_map(spec, native, self._label_files.names(native), space)
+            self.coverage = self._map.coverage
+            self.labelled = True
+            self.unlabelled_ids = [i for i in self.ids if i not in self._labels]
+
+    def paths(self, index: int) -> tuple[Path | None, Path | None]:
+        """Image file and label file; the latter None where there is none."""
+        label = self._labels.get(self.ids[index])
+        return self.root / self._images[self.ids[index]], None if label is None else self.root / label
+
+    def read_label(self, index: int) -> U8:
+        """(H, W) uint8 train ids at the label's own resolution, 255 = not labelled. ``DataError`` names the file."""
+        path = self.paths(index)[1]
+        if path is None or self._map is None or self._label_files is None:
+            raise DataError(f"no label file {self._label_name(self.ids[index])} for image {self.describe(index)}")
+        return map_ids(self._map, read_ids(path, self._label_files.channel), str(path))
+
+    def stray_labels(self) -> list[str]:
+        """Label files without an image, relative to the root."""
+        if self._label_files is None:
+            return []
+        stray = [i for i in self._labels if i not in self._images]
+        return sorted(self._labels[i] for i in select(stray, (), self._label_files.exclude))
+
+    def _find_labels(self, part: Split, fields: Sequence[str]) -> None:
+        # The kind of label file that most images have; the first one named wins a tie.
+        best = 0
+        for files in part.labels or ():
+            pattern = Pattern(files.path, part.folder or "")
+            if set(pattern.fields) != set(fields):
+                raise DataError(f"labels path {files.path!r} must have the fields of 'image': {', '.join(fields)}")
+            found = pattern.find(self.root, fields)
+            score = sum(i in found for i in self.ids)
+            if score > best:
+                best, self._label_files, self._labels, self._pattern = score, files, found, pattern
+
+    def _label_name(self, image_id: str) -> str:
+        if self._label_files is None:
+            return image_id
+        if self._pattern.fields != ("key",):
+            return f"{self.root / self._pattern.text} of {image_id}"
+        return str(self.root / self._pattern.text.replace("{key}", image_id))
+
+    def _image(self, index: int) -> U8:
+        return read_rgb(self.root / self._images[self.ids[index]])
+
+    def _empty(self, patterns: Sequence[Pattern], listed: int, spec: DatasetSpec, config: DatasetConfig) -> str:
+        if listed:
+            return (
+                f"data set {self.name!r}: none of its {listed} images of split {self.split!r} is left by "
+                f"include={list(config.include)} exclude={list(config.exclude)}"
+            )
+        held = sorted(p.name for p in self.root.iterdir())
+        shown = ", ".join(held[:8]) + (", …" if len(held) > 8 else "")
+        return (
+            f"data set {self.name!r}: split {self.split!r} is empty, no image matches "
+            f"{' or '.join(repr(p.text) for p in patterns)} below {self.root} (which holds: {shown or 'nothing'}; "
+            f"splits of {spec.name}: {', '.join(spec.splits)})"
+        )
+
+
+def open_dataset(name: str, config: DatasetConfig, split: str, space: LabelSpace | None = None) -> Dataset:
+    """Open one split of the data set that a recipe calls ``name``; labels become train ids of ``space``.
+
+    ``space`` None: the data set's own. Root: ``config.root``, else the YAML's folder, else the data set's environment
+    variable, ``$SEGUE_DATA/NAME``, ``$IFN_DIR_DATASET/NAME``, ``./data/NAME``, ``./datasets/data/NAME``.
+    ``DataError`` when the folder, the split or every image is missing, or the YAML is wrong.
+    """
+    reference = config.dataset or name
+    if reference.startswith(PYTHON):
+        from segue.data.python_dataset import PythonDataset
+
+        return PythonDataset(name, reference.removeprefix(PYTHON), split, config, space)
+    spec, folder = _description(reference, config)
+    root = folder if folder is not None and config.root is None else find_root(spec, reference, config.root)
+    try:
+        return FolderDataset(name, root, spec, split, config, spec.native() if space is None else spec.onto(space))
+    except LabelError as error:
+        raise DataError(f"data set {name!r}: {error}") from error
+
+
+def find_root(spec: DatasetSpec, reference: str, root: Path | None = None) -> Path:
+    """Folder of a data set; ``DataError`` lists every place that was looked at."""
+    if root is not None:
+        if root.expanduser().is_dir():
+            return root.expanduser()
+        raise DataError(f"data set {spec.name!r}: root {root} is not a folder (from {Path.cwd()})")
+    tried = list(_candidates(spec.env, tuple(dict.fromkeys((reference, spec.name, *spec.folders)))))
+    for path in tried:
+        if path.is_dir():
+            return path
+    variable = f"{spec.env} or " if spec.env else ""
+    raise DataError(
+        f"data set {spec.name!r} not found; looked for {', '.join(map(str, tried))}. Set its 'root', or the "
+        f"environment variable {variable}SEGUE_DATA (the folder above it)"
+    )
+
+
+def map_ids(label_map: LabelMap, ids: npt.NDArray[Any], where: str) -> U8:
+    """File ids to train ids; ``DataError`` names ``where`` and the values outside the map."""
+    try:
+        if ids.dtype != np.uint8:
+            return label_map(ids)
+        # One byte in, one byte out: cv2's table look-up is 10 times numpy's take, which first widens every index.
+        out: U8 = cv2.LUT(ids, label_map.table[:256])
+        return label_map(ids) if (out == UNKNOWN).any() else out
+    except LabelError as error:
+        raise DataError(f"{where}: {error}") from error
+
+
+def _description(reference: str, config: DatasetConfig) -> tuple[DatasetSpec, Path | None]:
+    """The YAML that a reference means, and its folder when it is a user's."""
+    path = Path(reference).expanduser()
+    if path.suffix in (".yaml", ".yml") and path.is_file():
+        return catalog.load_file(path), path.parent
+    if (path / catalog.FILE).is_file():
+        return catalog.load_file(path / catalog.FILE), path
+    if reference in catalog.names():
+        return catalog.load(reference), None
+    if path.is_dir() or "/" in reference:
+        raise DataError(f"data set {reference!r}: no {catalog.FILE} there; `segue list datasets` shows the catalog")
+    places = [config.root.expanduser()] if config.root is not None else _candidates(None, (reference,))
+    for place in places:
+        if (place / catalog.FILE).is_file():
+            return catalog.load_file(place / catalog.FILE), place
+    return catalog.load(reference), None
+
+
+def _candidates(env: str | None, names: Sequence[str]) -> list[Path]:
+    own = os.environ.get(env, "") if env else ""
+    parents = [Path(p) for p in (os.environ.get(v, "") for v in ("SEGUE_DATA", "IFN_DIR_DATASET")) if p]
+    parents += [Path("data"), Path("datasets/data")]
+    return ([Path(own)] if own else []) + [(parent / n).expanduser() for parent in parents for n in names]
+
+
+def _find_images(root: Path, patterns: Sequence[Pattern], part: Split) -> tuple[dict[str, str], list[str]]:
+    """All images of the patterns (id -> path), and the sorted ids that belong to the split."""
+    found: dict[str, str] = {}
+    for pattern in reversed(patterns):
+        found.update(pattern.find(root, pattern.fields))
+    ids = select(sorted(found), part.include, part.exclude)
+    if part.every is not None:
+        ids = ids[:: part.every]
+    if part.except_every is not None:
+        ids = [image_id for n, image_id in enumerate(ids) if n % part.except_every]
+    return found, ids
+
+
+def _choose(ids: Sequence[str], config: DatasetConfig) -> list[str]:
+    chosen = select(ids, config.include, config.exclude)
+    if config.limit is not None and config.limit < len(chosen):
+        chosen = [chosen[k * len(chosen) // config.limit] for k in range(config.limit)]
+    return chosen
+
+
+def _label_map(
+    spec: DatasetSpec, native: LabelSpace, ids: Mapping[int, str | None], space: LabelSpace
+) -> LabelMap:
+    try:
+        return build_map(space, native, ids)
+    except LabelError as error:
+        raise LabelError(f"{error} (or under 'maps: {{{space.name}: …}}' in the YAML of {spec.name})") from error
+
+
+def _listed(patterns: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    return (patterns,) if isinstance(patterns, str) else patterns or ()

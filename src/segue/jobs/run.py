@@ -1,0 +1,157 @@
+"""One command: folder, lock, stages for every seed, summary, report."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median_low
+from typing import Any
+
+import torch.distributed as dist
+
+from segue import report, runs
+from segue.config import Recipe
+from segue.errors import UserError
+from segue.files import read_json, write_json, write_text
+from segue.hardware import launch
+from segue.jobs import stages
+from segue.labels import load_space
+from segue.recipes import collect, read_yaml, to_yaml, validate
+
+ROLES = ("source_only", "adapted", "target_supervised")
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """Where a run is and what it found: ``stages[seed][stage]`` is the content of stage.json."""
+
+    folder: Path
+    stages: dict[int, dict[str, Any]]
+    summary: dict[str, Any]
+
+
+def run(
+    recipe: Recipe,
+    folder: Path,
+    *,
+    resume: bool = False,
+    device: str = "auto",
+    gpus: int | None = None,
+    seeds: Sequence[int] = (),
+) -> RunResult:
+    """Run a recipe into ``folder``, once for every seed; finished stages are kept when resuming.
+
+    ``UserError`` when the folder holds another run, is in use, or anything in the recipe or the data is wrong.
+    """
+    hardware = launch(device, gpus)
+    wanted = list(seeds) or [recipe.seed]
+    folders = {seed: folder if len(wanted) == 1 else folder / f"seed_{seed}" for seed in wanted}
+    recipes = {seed: recipe.model_copy(update={"seed": seed}) for seed in wanted}
+    jobs = {seed: stages.prepare(recipes[seed], folders[seed], hardware) for seed in wanted}
+    if hardware.rank == 0:
+        _open(folder, recipe, wanted, resume)
+    with runs.locked(folder) if hardware.rank == 0 else nullcontext():
+        if hardware.rank == 0:
+            for seed in wanted:
+                _manifest(folders[seed], recipes[seed], [seed])
+            _manifest(folder, recipe, wanted)
+        if hardware.world > 1:
+            dist.barrier()
+        earlier = sum(read_json(p).get("cpu_s", 0.0) for p in folder.glob("**/stage.json"))
+        found = {seed: stages.run(jobs[seed], resume) for seed in wanted}
+        summary = summarise(recipe, found) | {"cpu_s": earlier + runs.cpu_seconds()}
+        if hardware.rank == 0:
+            _finish(folder, folders, summary)
+    return RunResult(folder, found, summary)
+
+
+def _open(folder: Path, recipe: Recipe, seeds: list[int], resume: bool) -> None:
+    """Make the folder, or check that it holds the same run."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = folder / "config.yaml"
+    if not config.exists():
+        return
+    if not resume:
+        raise UserError(f"{folder} already holds a run; use --resume to continue it, or another --out")
+    then = to_yaml(validate(collect(read_yaml(config), environment={})[0])).splitlines()
+    changed = sorted(set(then) ^ set(to_yaml(recipe).splitlines()))
+    if changed:
+        lines = "; ".join(line.strip() for line in changed[:6])
+        raise UserError(f"{folder} was started with another recipe (differs in: {lines}); resume it with that, or start anew")
+    if (found := read_json(folder / "run.json").get("seeds")) != seeds:
+        raise UserError(f"{folder} was started with seeds {found}, not {seeds}; resume it with those, or start anew")
+
+
+def _manifest(folder: Path, recipe: Recipe, seeds: list[int]) -> None:
+    write_text(folder / "config.yaml", to_yaml(recipe))
+    created = time.strftime("%Y-%m-%d %H:%M:%S")
+    if (folder / "run.json").exists():
+        created = read_json(folder / "run.json")["created"]
+    runs.update(
+        folder / "run.json",
+        name=recipe.name,
+        recipe=recipe.name,
+        created=created,
+        finished=None,
+        status="running",
+        seed=recipe.seed,
+        seeds=seeds,
+        command=shlex.join(["segue", *sys.argv[1:]]),
+        versions=runs.versions(),
+        machine=runs.machine(),
+        labels=load_space(recipe.labels).to_dict(),
+        roles={s.role: s.name for s in recipe.stages if s.role},
+    )
+
+
+def _finish(folder: Path, folders: dict[int, Path], summary: dict[str, Any]) -> None:
+    finished = time.strftime("%Y-%m-%d %H:%M:%S")
+    for where in {folder, *folders.values()}:
+        runs.update(where / "run.json", finished=finished, status="finished", cpu_s=summary["cpu_s"])
+    write_json(folder / "result.json", summary)
+    report.write(folder)
+
+
+def summarise(recipe: Recipe, found: dict[int, dict[str, Any]]) -> dict[str, Any]:
+    """The three numbers of the median seed (by the adapted score), every seed's, and the share of the gap closed.
+
+    Scores are mIoU in percent on the first validation set, from the last checkpoint of each stage.
+    """
+    seeds = sorted(found)
+    summary: dict[str, Any] = {"seeds": seeds}
+    target = recipe.evaluate.data[0] if recipe.evaluate.data else None
+    roles = {s.role: s.name for s in recipe.stages if s.role}
+    if target is None or not roles:
+        return summary
+    scores = {seed: {role: _score(found[seed][name], target) for role, name in roles.items()} for seed in seeds}
+    key = "adapted" if "adapted" in roles else next(iter(roles))
+    median = median_low([scores[s][key] for s in seeds])
+    chosen = next(s for s in seeds if scores[s][key] == median)
+    summary |= {
+        "data": target,
+        "checkpoint": "last",
+        "median_seed": chosen,
+        "miou": scores[chosen],
+        "per_seed": {str(s): scores[s] for s in seeds},
+        "mean": {role: sum(scores[s][role] for s in seeds) / len(seeds) for role in roles},
+    }
+    if set(ROLES) <= set(roles):
+        summary["gap_closed"] = gap_closed(**scores[chosen])
+        summary["gap_closed_per_seed"] = {str(s): gap_closed(**scores[s]) for s in seeds}
+    return summary
+
+
+def _score(stage: dict[str, Any], data: str) -> float:
+    value = stage["evaluations"][data]["miou"]
+    return float("nan") if value is None else 100 * float(value)
+
+
+def gap_closed(source_only: float, adapted: float, target_supervised: float) -> float:
+    """Share of the distance from source-only to target-supervised that adaptation covers; NaN without a gap."""
+    gap = target_supervised - source_only
+    return (adapted - source_only) / gap if gap > 0 else float("nan")

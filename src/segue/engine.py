@@ -7,6 +7,7 @@ with the same bytes as one that was not.
 
 from __future__ import annotations
 
+import math
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -35,7 +36,10 @@ PRECISIONS = {"32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16
 class Stream(Protocol):
     """An endless, exactly resumable sequence of batches; ``segue.data.loaders.Stream`` is the one."""
 
-    iterations_per_epoch: int
+    @property
+    def iterations_per_epoch(self) -> float:
+        """Iterations after which as many images were seen as the stream has."""
+        ...
 
     def iterate(self, start: int) -> Iterator[list[Batch]]:
         """The micro-batches of iteration ``start``, ``start + 1``, …"""
@@ -81,7 +85,7 @@ class _Loop:
     ) -> None:
         self.method, self.streams, self.train, self.optim, self.place = method, streams, train, optim, place
         self.per_epoch = streams[next(iter(streams))].iterations_per_epoch
-        self.total = train.iterations or (train.epochs or 1) * self.per_epoch
+        self.total = train.iterations or math.ceil((train.epochs or 1) * self.per_epoch)
         self.root = place.folder / "checkpoints"
         method.to(place.device)
         if train.channels_last:
@@ -300,10 +304,9 @@ def _add(logs: dict[str, Tensor], terms: Terms, share: float) -> None:
 
 
 def _global_counts(batches: list[Batch], place: Place) -> list[Batch]:
-    """Labelled pixels over all ranks: every rank's loader knows only its own share."""
+    """Labelled pixels over all ranks: every rank's loader knows only its own part of the sum."""
     count = batches[0].label_count.to(place.device, copy=True)
     dist.all_reduce(count)
-    count /= place.world
     return [replace(b, label_count=count) for b in batches]
 
 

@@ -58,13 +58,13 @@ def _settings_of(group: ParamGroup, config: OptimConfig) -> dict[str, Any]:
     return {"params": group.params, "name": group.name, "lr": lr, "base_lr": lr, "weight_decay": decay}
 
 
-def lr_factor(schedule: ScheduleConfig, iteration: int, total: int, per_epoch: int) -> float:
+def lr_factor(schedule: ScheduleConfig, iteration: int, total: int, per_epoch: float) -> float:
     """Factor of the base learning rate at an iteration (0-based).
 
     ``poly``: (1 - t/T)^power (Chen et al., 2017); warm-up multiplies it by 1 - (1 - t/W)(1 - w) (mmcv's linear form).
     With ``unit: epoch`` t is the first iteration of the running epoch.
     """
-    t = iteration if schedule.unit == "iteration" else iteration // per_epoch * per_epoch
+    t: float = iteration if schedule.unit == "iteration" else iteration // per_epoch * per_epoch
     factor = 1.0
     if schedule.name == "poly":
         factor = (1 - t / total) ** schedule.power
@@ -75,7 +75,7 @@ def lr_factor(schedule: ScheduleConfig, iteration: int, total: int, per_epoch: i
     return factor
 
 
-def set_lr(optimizers: dict[str, Optimizer], config: OptimConfig, iteration: int, total: int, per_epoch: int) -> float:
+def set_lr(optimizers: dict[str, Optimizer], config: OptimConfig, iteration: int, total: int, per_epoch: float) -> float:
     """Set the learning rate of every group for an iteration; returns that of the model's first group."""
     for name, optimizer in optimizers.items():
         own = config.networks.get(name, {}).get("schedule")

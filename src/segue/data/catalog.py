@@ -54,7 +54,7 @@ class LabelFiles(Settings):
             raise ValueError(f"labels.ids: must be 'trainid', 'labelid' or a map of file id to class, it is {value!r}")
         for key, name in value.items():
             if not isinstance(key, int) or not (name is None or isinstance(name, str)):
-                raise ValueError(f"labels.ids: each line must be 'number: class' or 'number: null', not '{key}: {name}'")
+                raise ValueError(f"labels.ids: each line must be 'number: class' or 'number: null', not {key}: {name}")
         return value
 
     def names(self, native: LabelSpace) -> dict[int, str | None]:
@@ -157,7 +157,7 @@ class DatasetSpec(Settings):
         )
 
 
-def names() -> list[str]:
+def catalog_names() -> list[str]:
     """Data sets that come with Segue."""
     folder = resources.files("segue.data").joinpath("catalog")
     return sorted(p.name.removesuffix(".yaml") for p in folder.iterdir() if p.name.endswith(".yaml"))
@@ -165,9 +165,9 @@ def names() -> list[str]:
 
 def load(name: str) -> DatasetSpec:
     """A data set of the catalog by name."""
-    if name not in names():
+    if name not in catalog_names():
         raise DataError(
-            f"unknown data set {name!r}{nearest(name, names())}; for your own data give a folder with a {FILE}"
+            f"unknown data set {name!r}{nearest(name, catalog_names())}; for your own data give a folder with a {FILE}"
         )
     text = resources.files("segue.data").joinpath("catalog").joinpath(f"{name}.yaml").read_text("utf-8")
     return parse(text, f"{name}.yaml")

@@ -121,7 +121,7 @@ class FolderDataset(Dataset):
         part = spec.split(split)
         patterns = [Pattern(p, part.folder or "") for p in _listed(part.image)]
         self._images, listed = _find_images(root, patterns, part)
-        super().__init__(name, space, _choose(listed, config), config.size)
+        super().__init__(name, space, choose(listed, config), config.size)
         if not self.ids:
             raise DataError(self._empty(patterns, len(listed), spec, config))
         self._label_files: LabelFiles | None = None
@@ -203,7 +203,7 @@ def open_dataset(name: str, config: DatasetConfig, split: str, space: LabelSpace
         from segue.data.python_dataset import PythonDataset
 
         return PythonDataset(name, reference.removeprefix(PYTHON), split, config, space)
-    spec, folder = _description(reference, config)
+    spec, folder = describe_source(reference, config)
     root = folder if folder is not None and config.root is None else find_root(spec, reference, config.root)
     try:
         return FolderDataset(name, root, spec, split, config, spec.native() if space is None else spec.onto(space))
@@ -234,20 +234,20 @@ def map_ids(label_map: LabelMap, ids: npt.NDArray[Any], where: str) -> U8:
         if ids.dtype != np.uint8:
             return label_map(ids)
         # One byte in, one byte out: cv2's table look-up is 10 times numpy's take, which first widens every index.
-        out: U8 = cv2.LUT(ids, label_map.table[:256])
+        out = np.asarray(cv2.LUT(ids, label_map.table[:256]), np.uint8)
         return label_map(ids) if (out == UNKNOWN).any() else out
     except LabelError as error:
         raise DataError(f"{where}: {error}") from error
 
 
-def _description(reference: str, config: DatasetConfig) -> tuple[DatasetSpec, Path | None]:
-    """The YAML that a reference means, and its folder when it is a user's."""
+def describe_source(reference: str, config: DatasetConfig) -> tuple[DatasetSpec, Path | None]:
+    """The YAML that a data set's name or folder means, and the folder when it is a user's."""
     path = Path(reference).expanduser()
     if path.suffix in (".yaml", ".yml") and path.is_file():
         return catalog.load_file(path), path.parent
     if (path / catalog.FILE).is_file():
         return catalog.load_file(path / catalog.FILE), path
-    if reference in catalog.names():
+    if reference in catalog.catalog_names():
         return catalog.load(reference), None
     if path.is_dir() or "/" in reference:
         raise DataError(f"data set {reference!r}: no {catalog.FILE} there; `segue list datasets` shows the catalog")
@@ -278,16 +278,15 @@ def _find_images(root: Path, patterns: Sequence[Pattern], part: Split) -> tuple[
     return found, ids
 
 
-def _choose(ids: Sequence[str], config: DatasetConfig) -> list[str]:
+def choose(ids: Sequence[str], config: DatasetConfig) -> list[str]:
+    """Ids that ``config`` keeps: ``include``, ``exclude``, then ``limit`` evenly spaced."""
     chosen = select(ids, config.include, config.exclude)
     if config.limit is not None and config.limit < len(chosen):
         chosen = [chosen[k * len(chosen) // config.limit] for k in range(config.limit)]
     return chosen
 
 
-def _label_map(
-    spec: DatasetSpec, native: LabelSpace, ids: Mapping[int, str | None], space: LabelSpace
-) -> LabelMap:
+def _label_map(spec: DatasetSpec, native: LabelSpace, ids: Mapping[int, str | None], space: LabelSpace) -> LabelMap:
     try:
         return build_map(space, native, ids)
     except LabelError as error:

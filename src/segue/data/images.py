@@ -8,8 +8,6 @@ A file that ends early is an error even where the decoder would return the part 
 from __future__ import annotations
 
 import io
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from segue.data.errors import DataError
+from segue.files import replacing
 from segue.labels import IGNORE, U8
 
 Size = tuple[int, int]
@@ -34,8 +33,7 @@ def read_rgb(path: Path) -> U8:
     image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     if image is None:
         raise _unreadable(path, data)
-    out: U8 = cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
-    return out
+    return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image), np.uint8)
 
 
 def read_ids(path: Path, channel: int | None = None) -> npt.NDArray[Any]:
@@ -60,19 +58,8 @@ def read_ids(path: Path, channel: int | None = None) -> npt.NDArray[Any]:
 def write_image(path: Path, image: npt.NDArray[Any], quality: int = 95) -> None:
     """Store (H, W) or RGB (H, W, 3) as the suffix says, under a temporary name first: nobody reads half a file."""
     data = encode(image, path.suffix, quality)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        # mkstemp makes private files; give what the user's umask would have given
-        mask = os.umask(0)
-        os.umask(mask)
-        Path(name).chmod(0o666 & ~mask)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
 
 
 def encode(image: npt.NDArray[Any], suffix: str, quality: int = 95) -> bytes:
@@ -93,8 +80,8 @@ def resize_image(image: U8, size: Size) -> U8:
     if image.shape[:2] == size:
         return image
     shrinks = size[0] <= image.shape[0] and size[1] <= image.shape[1]
-    out: U8 = cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-    return out
+    method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(image, size[::-1], interpolation=method), np.uint8)
 
 
 def resize_label(label: U8, size: Size) -> U8:

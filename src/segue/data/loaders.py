@@ -88,9 +88,9 @@ class Stream:
         return sum(len(d) for d in self.datasets)
 
     @property
-    def iterations_per_epoch(self) -> float:
-        """Iterations after which as many images were seen as the stream has."""
-        return self.length / self.batch_size
+    def iterations_per_epoch(self) -> int:
+        """Iterations after which at least as many images were seen as the stream has."""
+        return -(-self.length // self.batch_size)
 
     def iterate(self, start: int = 0) -> Iterator[list[Batch]]:
         """For iteration ``start``, ``start + 1``, …: this rank's ``accumulate`` micro-batches. Never ends.
@@ -135,8 +135,8 @@ class Stream:
 class Order:
     """Which image stands at a position: a keyed permutation a round, the rounds one after the other.
 
-    Without weights a round is every image once. With weights it holds of each data set its share, and each data set
-    runs through its own keyed permutations, so that its images come equally often.
+    With one data set, or without weights, a round is every image once. With weights it holds of each data set its
+    share, and each data set runs through its own keyed permutations, so that its images come equally often.
     """
 
     def __init__(self, sizes: Sequence[int], weights: Sequence[float] | None, key: Key) -> None:
@@ -144,8 +144,9 @@ class Order:
             raise DataError("a stream needs at least one data set with at least one image")
         self._sizes = list(sizes)
         self._starts = [sum(sizes[:d]) for d in range(len(sizes))]
-        self._counts = list(sizes) if weights is None else _shares(weights, len(sizes), sum(sizes))
-        self._weighted = weights is not None
+        self._weighted = weights is not None and len(sizes) > 1
+        shares = None if weights is None else _shares(weights, len(sizes), sum(sizes))
+        self._counts = shares if shares is not None and self._weighted else list(sizes)
         self._key = key
         self._round = lru_cache(maxsize=2)(self._make_round)
 

@@ -152,12 +152,12 @@ def colour(image: U8, config: TransformConfig, numbers: Draws) -> U8:
         matrix = np.empty((3, 4))
         matrix[:, :3] = contrast * brightness * (saturation * np.eye(3) + (1 - saturation) * _GREY)
         matrix[:, 3] = (1 - contrast) * grey
-        image = cv2.transform(image, matrix)
+        image = np.asarray(cv2.transform(image, matrix), np.uint8)
     steps = round((2 * float(numbers[_HUE]) - 1) * config.hue * 256) % 256
     if steps:
         turned = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)
         turned[:, :, 0] += np.uint8(steps)
-        image = cv2.cvtColor(turned, cv2.COLOR_HSV2RGB_FULL)
+        image = np.asarray(cv2.cvtColor(turned, cv2.COLOR_HSV2RGB_FULL), np.uint8)
     return image
 
 

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from segue.data.batch import Batch
 from segue.labels import LabelSpace
-from segue.models.base import SegModel
+from segue.models.base import Output, SegModel
 from segue.ops.keys import generator
+from segue.ops.losses import CriterionConfig, segmentation
 from segue.registry import Registry
 from segue.settings import Settings
 
@@ -68,6 +69,12 @@ class Method(nn.Module):
     def losses(self, batches: Batches, iteration: int) -> Iterator[Terms]:
         """Yield loss terms, one graph a yield. Batches are on the device, images float 0..1."""
         raise NotImplementedError(f"{type(self).__name__} has no losses")
+
+    def supervised(self, output: Output, batch: Batch, criterion: CriterionConfig) -> Tensor:
+        """Loss on the given labels of a batch, the same however the batch is split."""
+        return segmentation(
+            output, batch.label, batch.weight, criterion, pixel=batch.pixel, denominator=batch.label_count
+        )
 
     def prepare(self, streams: Mapping[str, object]) -> None:
         """Once before iteration 0, not on resume."""

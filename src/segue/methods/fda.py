@@ -12,7 +12,7 @@ from pydantic import Field
 
 from segue.methods.base import METHODS, Batches, Method, MethodConfig, Terms
 from segue.ops.fourier import exchange
-from segue.ops.losses import CriterionConfig, robust_entropy, segmentation
+from segue.ops.losses import CriterionConfig, robust_entropy
 
 
 class FDAConfig(MethodConfig):
@@ -39,8 +39,8 @@ class FDA(Method):
         """Two graphs: source in target style; target entropy."""
         source, target = batches["source"], batches["target"]
         styled = exchange(source.image, target.image, self.config.beta)
-        yield Terms(source=segmentation(self.model(styled), source.label, self.config.criterion, source))
+        yield Terms(source=self.supervised(self.model(styled), source, self.config.criterion))
         if self.config.entropy_weight:
             output = self.model(target.image)
-            term = robust_entropy(output.logits, output.to_grid(target.pixel), self.config.eta)
+            term = robust_entropy(output, target.pixel, self.config.eta)
             yield Terms(entropy=self.config.entropy_weight * term)

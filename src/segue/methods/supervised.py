@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from segue.methods.base import METHODS, Batches, Method, MethodConfig, Terms
-from segue.ops.losses import CriterionConfig, segmentation
+from segue.ops.losses import CriterionConfig
 
 
 class SupervisedConfig(MethodConfig):
@@ -27,4 +27,4 @@ class Supervised(Method):
     def losses(self, batches: Batches, iteration: int) -> Iterator[Terms]:
         """One graph: the supervised loss."""
         batch = batches["source"]
-        yield Terms(source=segmentation(self.model(batch.image), batch.label, self.config.criterion, batch))
+        yield Terms(source=self.supervised(self.model(batch.image), batch, self.config.criterion))

@@ -7,17 +7,19 @@ parameter groups, head growth) is here once.
 
 from __future__ import annotations
 
-import math
+import copy
 import re
 from abc import abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from segue.errors import UserError
+from segue.models.growth import grown
 from segue.registry import Registry
 from segue.settings import Settings
 
@@ -25,6 +27,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 NORM_TYPES = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
 BATCH_NORM = nn.modules.batchnorm._BatchNorm
+Extra = Literal["none", "unknown"]
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class Output:
 
     ``logits`` (N,C,h,w) at the network's own stride; ``embedding`` (N,D,h,w): what the classifier reads; ``stages``:
     backbone maps; ``heads``: auxiliary outputs, empty in eval mode. ``size`` is (H,W) of the given image, ``padded``
-    that of the image the network saw.
+    that of the image the network saw. ``extra="unknown"``: one output follows those of the classes.
     """
 
     logits: Tensor
@@ -59,7 +62,7 @@ class Output:
     padded: tuple[int, int] = (0, 0)
     align_corners: bool = False
     num_classes: int = 0
-    extra: str = "none"
+    extra: Extra = "none"
 
     def upsample(self, tensor: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """(N,K,h,w) on the network's grid to (N,K,*size*) on the image's, bilinear; default the image's own size.
@@ -76,9 +79,10 @@ class Output:
         return tensor[..., :height, :width]
 
     def to_classes(self) -> Tensor:
-        """Logits with outputs beyond the label space folded away: (N,C,h,w).
+        """Logits without outputs beyond the label space: (N,C,h,w).
 
-        ``extra="unknown"`` models carry one more output that competes in training and never wins in a prediction.
+        A model with an ``unknown`` output (:meth:`SegModel.add_unknown`) carries it last; it competes in training and
+        never wins in a prediction.
         """
         return self.logits[:, : self.num_classes]
 
@@ -109,7 +113,11 @@ class ModelConfig(Settings):
 
 
 class SegModel(nn.Module):
-    """A segmentation network: ``forward`` (N,3,H,W) float 0..1, any size >= 32, to :class:`Output`."""
+    """A segmentation network: ``forward`` (N,3,H,W) float 0..1, any size >= 32, to :class:`Output`.
+
+    ``training_only`` names the submodules that serve training alone; ``decode`` and ``classifiers`` must work when such
+    an attribute is None, which is what :meth:`deployed` makes of it.
+    """
 
     Config: type[ModelConfig] = ModelConfig
     multiple: int = 32
@@ -130,8 +138,14 @@ class SegModel(nn.Module):
         super().__init__()
         self.config = config
         self.num_classes = num_classes
+        self.extra: Extra = "none"
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, 3, 1, 1))
+
+    @classmethod
+    def tiny(cls) -> dict[str, Any]:
+        """Settings of the smallest useful network of this class, for tests; ``name`` is added by the caller."""
+        return {}
 
     @abstractmethod
     def decode(self, x: Tensor) -> Output:
@@ -141,11 +155,15 @@ class SegModel(nn.Module):
     def classifiers(self) -> dict[str, nn.Conv2d]:
         """Every 1x1 convolution that has one output a class, by attribute path; they grow with the label space."""
 
+    def imagenet_state(self) -> Mapping[str, Tensor] | None:
+        """ImageNet weights named like the encoder's own state; may download. None: no library has them."""
+        return None
+
     def forward(self, image: Tensor) -> Output:
-        """(N,3,H,W) float 0..1 to logits at the network's stride."""
+        """(N,3,H,W) float 0..1 to logits at the network's stride; ``UserError`` when a side is below 32 pixels."""
         height, width = image.shape[-2:]
         if min(height, width) < 32:
-            raise ValueError(f"image of {height}x{width} is too small, the shorter side must be at least 32 pixels")
+            raise UserError(f"image of {height}x{width} is too small, the shorter side must be at least 32 pixels")
         x = (image - self.mean) / self.std
         pad_h, pad_w = -height % self.multiple, -width % self.multiple
         if pad_h or pad_w:
@@ -158,6 +176,7 @@ class SegModel(nn.Module):
             padded=(height + pad_h, width + pad_w),
             align_corners=self.align_corners,
             num_classes=self.num_classes,
+            extra=self.extra,
         )
 
     def train(self, mode: bool = True) -> SegModel:
@@ -172,17 +191,19 @@ class SegModel(nn.Module):
         return self
 
     def apply_freeze(self) -> None:
-        """Fix what ``freeze`` and ``norm`` name; ``ValueError`` for a pattern that matches nothing."""
+        """Fix what ``freeze`` and ``norm`` name, norm modes included; ``UserError`` if a pattern matches nothing."""
         for pattern in self.config.freeze:
             hits = [p for n, p in self.named_parameters() if re.search(pattern, n)]
             if not hits:
-                raise ValueError(f"model.freeze pattern {pattern!r} matches no parameter of {self.config.name!r}")
+                raise UserError(f"model.freeze pattern {pattern!r} matches no parameter of {self.config.name!r}")
             for parameter in hits:
                 parameter.requires_grad_(False)
         if self.config.norm in ("frozen", "stats_only"):
             for module in self.modules():
                 if isinstance(module, NORM_TYPES):
-                    module.requires_grad_(False)
+                    for parameter in module.parameters(recurse=False):
+                        parameter.requires_grad_(False)
+        self.train(self.training)  # a new module is in training mode without ever having been asked
 
     def param_groups(self) -> list[ParamGroup]:
         """Trainable parameters as encoder and head, each with and without weight decay (norms, biases: without)."""
@@ -195,43 +216,67 @@ class SegModel(nn.Module):
         factors = {"encoder": 1.0, "head": self.config.head_lr_factor}
         return [
             ParamGroup(part if decay else f"{part}_no_decay", params, factors[part], decay)
-            for (part, decay), params in sorted(table.items())
+            for (part, decay), params in sorted(table.items(), key=lambda item: item[0])
         ]
 
-    def grow_head(self, added: int, init: Literal["random", "background", "unknown"] = "random") -> None:
-        """Append ``added`` outputs to every classifier.
+    def grow_head(
+        self,
+        added: int,
+        init: Literal["random", "background", "unknown"] = "random",
+        generator: torch.Generator | None = None,
+    ) -> None:
+        """Append ``added`` classes to every classifier; an ``unknown`` output stays last.
 
-        ``random``: new outputs start small and random; no old logit changes. ``background``: new outputs start as
-        output 0 and the softmax mass of {0, new} equals the old mass of 0 (Cermelli et al., CVPR 2020, eq. 10).
-        ``unknown``: new outputs start as the last old output (Cha et al., NeurIPS 2021).
+        ``random``: new outputs start small and random (from ``generator``, a CPU one); no old logit changes.
+        ``background``: new outputs start as output 0 and the softmax mass of {0, new} equals the old mass of 0
+        (Cermelli et al., CVPR 2020, eq. 10); a classifier without bias gets one. ``unknown``: new outputs start as the
+        last old output (Cha et al., NeurIPS 2021). Parameters are new objects: build the optimiser afterwards.
         """
-        for path, old in self.classifiers().items():
-            new = _grown(old, added, init)
-            parent, _, name = path.rpartition(".")
-            setattr(self.get_submodule(parent), name, new)
+        self._widen(lambda old: grown(old, self.num_classes, added, init, generator))
         self.num_classes += added
 
+    def add_unknown(self, generator: torch.Generator | None = None) -> None:
+        """Append the output of pixels that belong to no class yet (SSUL, Cha et al., NeurIPS 2021), once."""
+        if self.extra == "none":
+            self._widen(lambda old: grown(old, self.num_classes, 1, "random", generator))
+            self.extra = "unknown"
 
-def _grown(old: nn.Conv2d, added: int, init: str) -> nn.Conv2d:
-    bias_needed = old.bias is not None or init == "background"
-    new = nn.Conv2d(old.in_channels, old.out_channels + added, 1, bias=bias_needed)
-    new = new.to(device=old.weight.device, dtype=old.weight.dtype)
-    with torch.no_grad():
-        bias = old.bias if old.bias is not None else old.weight.new_zeros(old.out_channels)
-        new.weight[: old.out_channels] = old.weight
-        if new.bias is not None:
-            new.bias.zero_()
-            new.bias[: old.out_channels] = bias
-        if init == "random":
-            nn.init.normal_(new.weight[old.out_channels :], std=0.01)
-            return new
-        model = 0 if init == "background" else old.out_channels - 1
-        new.weight[old.out_channels :] = old.weight[model]
-        if new.bias is not None:
-            share = math.log(added + 1) if init == "background" else 0.0
-            new.bias[old.out_channels :] = bias[model] - share
-            new.bias[model] = bias[model] - share
-    return new
+    def deployed(self) -> SegModel:
+        """A copy in eval mode without what serves training only: what is exported and whose parameters are counted."""
+        model = copy.deepcopy(self)
+        for name in self.training_only:
+            setattr(model, name, None)
+        return model.eval()
+
+    def layout(self) -> dict[str, Any]:
+        """How this network differs from one freshly built for its number of classes; empty when it does not.
+
+        Plain values for model.json; :meth:`apply_layout` on a fresh network makes its state dict fit this one's.
+        """
+        found: dict[str, Any] = {}
+        if self.extra != "none":
+            found["extra"] = self.extra
+        if biased := [path for path, conv in self.classifiers().items() if conv.bias is not None]:
+            found["biased"] = biased
+        if dropped := [name for name in self.training_only if getattr(self, name) is None]:
+            found["dropped"] = dropped
+        return found
+
+    def apply_layout(self, layout: Mapping[str, Any]) -> None:
+        """Give a fresh network the structure that :meth:`layout` of another described."""
+        for name in layout.get("dropped", ()):
+            setattr(self, name, None)
+        if layout.get("extra") == "unknown":
+            self.add_unknown()
+        biased = set(layout.get("biased", ()))
+        for path, conv in self.classifiers().items():
+            if path in biased and conv.bias is None:
+                conv.bias = nn.Parameter(conv.weight.new_zeros(conv.out_channels))
+
+    def _widen(self, widen: Callable[[nn.Conv2d], nn.Conv2d]) -> None:
+        for path, old in self.classifiers().items():
+            parent, _, name = path.rpartition(".")
+            setattr(self.get_submodule(parent), name, widen(old))
 
 
 MODELS: Registry[SegModel] = Registry("model", "segue.models")

@@ -14,7 +14,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from segue.models.base import MODELS, Head, ModelConfig, Output, SegModel
-from segue.models.blocks import BatchNorm, ConvNorm, init_conv
+from segue.models.blocks import ConvNorm, init_conv
+from segue.models.norms import BatchNorm
 from segue.models.stdc import STDC, scaled
 
 

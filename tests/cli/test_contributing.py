@@ -1,0 +1,85 @@
+"""The examples of CONTRIBUTING.md, executed as they stand: one file each, and nothing else is edited."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.recipes import recipe
+from PIL import Image
+
+from segue import recipes
+from segue.config import DatasetConfig
+from segue.data import audit
+from segue.data.dataset import open_dataset
+from segue.jobs.run import run
+from segue.labels import load_space
+
+TEXT = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text("utf-8")
+
+
+def block(kind: str, after: str) -> str:
+    """The first fenced block of a kind after a heading."""
+    found = re.search(rf"## {after}.*?```{kind}\n(.*?)```", TEXT, re.DOTALL)
+    assert found, f"CONTRIBUTING.md has no {kind} block under {after!r}"
+    return found[1]
+
+
+SCRIPT = """
+import sys
+import segue.{package} as package
+package.__path__.append({folder!r})
+from segue.cli import main
+sys.argv = ["segue", *{arguments!r}]
+main()
+"""
+
+
+def segue_with(package: str, folder: Path, arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    """Run ``segue`` as if ``folder`` were part of a package, in a process of its own."""
+    code = SCRIPT.format(package=package, folder=str(folder), arguments=arguments)
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=folder, check=False)
+
+
+def test_add_a_method(scene_data: Path, tmp_path: Path) -> None:
+    (tmp_path / "target_entropy.py").write_text(block("python", "Add a method"))
+    given = recipe(scene_data, "fda")  # the same streams
+    given["stages"][1]["method"] = "target_entropy"
+    (tmp_path / "r.yaml").write_text(recipes.yaml.safe_dump(given))
+    done = segue_with("methods", tmp_path, ["run", "r.yaml", "--out", "o", "--device", "cpu"])
+    assert done.returncode == 0, done.stderr
+    assert '"loss/entropy"' in (tmp_path / "o/stages/1_second/metrics.jsonl").read_text()
+
+
+def test_add_a_model(scene_data: Path, tmp_path: Path) -> None:
+    (tmp_path / "plain.py").write_text(block("python", "Add a model"))
+    given = recipe(scene_data) | {"model": {"name": "plain"}}
+    (tmp_path / "r.yaml").write_text(recipes.yaml.safe_dump(given))
+    done = segue_with("models", tmp_path, ["run", "r.yaml", "--out", "o", "--device", "cpu"])
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "o/report.html").exists()
+
+
+def test_add_a_data_set(tmp_path: Path) -> None:
+    (tmp_path / "dataset.yaml").write_text(block("yaml", "Add a data set"))
+    rng = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for name in ("a", "b"):
+            for folder, shape, top in (("photos", (40, 60, 3), 256), ("masks", (40, 60), 3)):
+                path = tmp_path / folder / split / f"{name}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(rng.integers(0, top, shape, np.uint8)).save(path)
+    assert audit.check(str(tmp_path)) == []
+    dataset = open_dataset(str(tmp_path), DatasetConfig(), "train", load_space("cityscapes19"))
+    assert set(np.unique(dataset.read_label(0))) == {8, 9, 255}
+
+
+def test_the_added_method_would_be_found_missing(scene_data: Path, tmp_path: Path) -> None:
+    given = recipe(scene_data, "fda")
+    given["stages"][1]["method"] = "target_entropy"
+    with pytest.raises(recipes.ConfigError, match="target_entropy"):
+        run(recipes.load(given), tmp_path, device="cpu")

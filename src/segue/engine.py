@@ -89,7 +89,7 @@ class _Loop:
         self.root = place.folder / "checkpoints"
         method.to(place.device)
         if train.channels_last:
-            method.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            method.to(memory_format=torch.channels_last)
         self.optimizers = build_optimizers(method.networks(), optim)
         self.parameters = [p for o in self.optimizers.values() for g in o.param_groups for p in g["params"]]
         self.scaler = LossScaler(train.precision == "fp16")
@@ -165,7 +165,7 @@ class _Loop:
                 return
             loss = torch.stack([t.float() for t in terms.values()]).sum() * share if terms else None
             if loss is not None and loss.requires_grad:
-                (loss * self.scaler.scale).backward()
+                (loss * self.scaler.scale).backward()  # type: ignore[no-untyped-call]
             _add(logs, terms, share)
 
     def _to_device(self, batch: Batch) -> Batch:
@@ -189,7 +189,8 @@ class _Loop:
             flat = torch.cat([g.reshape(-1) for g in grads])
             dist.all_reduce(flat)
             flat /= self.place.world
-            for grad, part in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
+            parts = torch.split(flat, [g.numel() for g in grads])
+            for grad, part in zip(grads, parts, strict=True):
                 grad.copy_(part.view_as(grad))
         return [p.grad for p in self.parameters if p.grad is not None]
 
@@ -258,10 +259,10 @@ class _Loop:
         self.method.train()
         self._write({"iteration": self.iteration, **{f"miou/{name}": value for name, value in scores.items()}})
         name = self.train.best
-        improved = name is not None and scores[name] > self.best.get("miou", -1.0)
-        if improved:
-            self.best = {"iteration": self.iteration, "data": name, "miou": scores[name]}
-        return improved
+        if name is None or not scores[name] > self.best.get("miou", -1.0):
+            return False
+        self.best = {"iteration": self.iteration, "data": name, "miou": scores[name]}
+        return True
 
     def _save(self) -> None:
         if self.place.rank != 0:
@@ -321,7 +322,7 @@ def _signals() -> Iterator[list[int]]:
         signal.signal(number, previous[number])
 
     try:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (int(signal.SIGTERM), int(signal.SIGINT)):
             previous[number] = signal.signal(number, note)
     except ValueError:
         pass  # not the main thread: signals are the caller's

@@ -126,7 +126,6 @@ class LabelMap:
 
     space: LabelSpace
     table: U8
-    known: npt.NDArray[np.bool_]
     coverage: Coverage
 
     def __call__(self, ids: npt.NDArray[Any]) -> U8:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.miniatures import KEYS, PALETTE, SIZE, UNLABELLED, file_ids, make
 from PIL import Image
 
+from helpers.miniatures import KEYS, PALETTE, SIZE, UNLABELLED, file_ids, make
 from segue.config import DatasetConfig, TransformConfig
 from segue.data import audit, catalog
 from segue.data.dataset import Dataset, open_dataset
@@ -40,6 +40,28 @@ def test_reads_images_and_maps_labels(name: str, kind: int, tmp_path: Path) -> N
     expected = [IGNORE if names.get(int(v)) is None else native.index(str(names[int(v)])) for v in raw.ravel()]
     assert label.ravel().tolist() == expected
     assert set(label.ravel()) == {*range(len(native)), IGNORE}
+
+
+CITYSCAPES_IDS = [7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "valid", "known"),
+    [
+        ("cityscapes", 0, list(range(19)), 19),
+        ("cityscapes", 1, CITYSCAPES_IDS, 34),
+        ("gta5", 0, CITYSCAPES_IDS, 35),
+        ("gta5", 1, list(range(19)), 19),
+        ("camvid", 0, list(range(11)), 12),
+        ("idd_lite", 0, list(range(7)), 7),
+    ],
+)
+def test_ids_are_the_published_ones(name: str, kind: int, valid: list[int], known: int) -> None:
+    spec = catalog.load(name)
+    names = spec.labels[kind].names(spec.native())
+    assert [i for i in sorted(names) if names[i] is not None] == valid
+    assert [names[i] for i in valid] == list(spec.native().classes)
+    assert sorted(names) == list(range(known)), "every id that official files hold is known, no other"
 
 
 @pytest.mark.parametrize("name", ENTRIES)

@@ -103,12 +103,13 @@ def test_ohem_keeps_what_stdc_keeps_in_each_image(scale: float) -> None:
     label = random_label(2, 5, (32, 48))
     logits = torch.zeros_like(output.logits) + scale * output.logits.detach()
     if scale < 1:  # nothing is harder than the threshold: n_min decides
-        label = F.interpolate(logits, (32, 48), mode="bilinear").argmax(1)
+        label = F.interpolate(logits, (32, 48), mode="bilinear", align_corners=True).argmax(1)
         logits = logits * 100
-    output = Output(logits, output.embedding, size=(32, 48), padded=(32, 48), num_classes=5)
+    # align_corners: without it the borders repeat and have equal losses, and then we keep all of a tie
+    output = Output(logits, output.embedding, size=(32, 48), padded=(32, 48), align_corners=True, num_classes=5)
     want = []
     for i in range(2):
-        up = F.interpolate(logits[i : i + 1], (32, 48), mode="bilinear")
+        up = F.interpolate(logits[i : i + 1], (32, 48), mode="bilinear", align_corners=True)
         loss = F.cross_entropy(up, label[i : i + 1], ignore_index=255, reduction="none").flatten()
         ordered = loss.sort(descending=True).values
         n_min = 32 * 48 // 16

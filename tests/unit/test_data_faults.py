@@ -10,8 +10,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from helpers.miniatures import SIZE, own, picture, save
 
+from helpers.miniatures import SIZE, own, picture, save
 from segue.config import DatasetConfig, TransformConfig
 from segue.data import audit, catalog
 from segue.data.dataset import Dataset, open_dataset
@@ -139,9 +139,9 @@ def test_empty_split_unknown_split_and_nothing_left(tmp_path: Path) -> None:
         DataError, match=r"split 'val' is empty, no image matches 'images/val/\{key\}.png'.*dataset.yaml"
     ):
         opened(root, "val")
-    with pytest.raises(DataError, match="no split 'trian' .did you mean 'train'"):
+    with pytest.raises(DataError, match=r"no split 'trian' .did you mean 'train'"):
         opened(root, "trian")
-    with pytest.raises(DataError, match="none of its 3 images .* include=\\['z\\*'\\]"):
+    with pytest.raises(DataError, match=r"none of its 3 images .* include=\['z\*'\]"):
         opened(root, include=("z*",))
 
 
@@ -159,7 +159,7 @@ BAD_YAML = [
     ("name: a\nimage: 'x/{key}.png'\nsplits: {train: {}}\n", "either 'space'"),
     ("name: a\nspace: street8\nimage: 'x/{key}.png'\nsplits: {train: {}}\n", "did you mean 'street7'"),
     (
-        "name: a\nspace: street7\nimage: 'x/{key}.png'\nsplits: {t: {}}\nlabels: [{path: 'y/{key}.png', ids: {1: raod}}]\n",
+        "name: a\nspace: street7\nimage: '{key}.png'\nsplits: {t: {}}\nlabels: [{path: '{key}.gif', ids: {1: raod}}]\n",
         "no class 'raod'.*'road'",
     ),
     (
@@ -228,7 +228,7 @@ def test_page_escapes_text_and_shows_the_map(tmp_path: Path) -> None:
     (root / "labels/train/0.png").rename(root / "labels/train/<b>&.png")
     page = audit.show(str(root), tmp_path / "page.html", labels="street7").read_text()
     assert "<b>&" not in page and "&lt;b&gt;&amp;" in page
-    assert "grass -&gt; sidewalk" not in page and "never labelled in this data: living" in page
+    assert "never labelled in this data: living" in page
     assert page.count("<img") == 9
 
 
@@ -244,7 +244,7 @@ def test_own_map_is_used_and_its_typos_are_named(tmp_path: Path) -> None:
 def test_a_map_that_reaches_nothing_says_what_to_declare(tmp_path: Path) -> None:
     yaml = own(tmp_path) / "dataset.yaml"
     yaml.write_text(yaml.read_text().replace("road", "lawn"))
-    with pytest.raises(DataError, match="no class of the data reaches label space 'street7'.*under 'maps"):
+    with pytest.raises(DataError, match=r"no class of the data reaches label space 'street7'.*under 'maps"):
         open_dataset("x", DatasetConfig(dataset=str(tmp_path)), "train", load_space("street7"))
 
 
@@ -274,12 +274,13 @@ def test_sixteen_bit_channels_and_low_bit_depths(tmp_path: Path) -> None:
 def test_several_fields_in_a_pattern(tmp_path: Path) -> None:
     (tmp_path / "dataset.yaml").write_text(
         "name: k\nspace: street7\nimage: 'raw/{drive}/image_00/{key}.png'\n"
-        "labels: [{path: 'sem/{split}/{drive}/x/{key}.png', ids: trainid}]\nsplits: {train: {}}\n"
+        "labels: [{path: 'sem/{split}/{drive}/{drive}_{key}.png', ids: trainid}]\nsplits: {train: {}}\n"
     )
     for drive in ("a", "b"):
         save(tmp_path / f"raw/{drive}/image_00/1.png", picture(1))
         save(tmp_path / f"raw/{drive}/image_01/1.png", picture(1))
-        save(tmp_path / f"sem/train/{drive}/x/1.png", np.full(SIZE, ord(drive) - 97, np.uint8))
+        save(tmp_path / f"sem/train/{drive}/{drive}_1.png", np.full(SIZE, ord(drive) - 97, np.uint8))
+        save(tmp_path / f"sem/train/{drive}/z_1.png", np.full(SIZE, 6, np.uint8))
     dataset = opened(tmp_path)
     assert dataset.ids == ["a/1", "b/1"]
     assert [int(dataset.read_label(i).max()) for i in range(2)] == [0, 1]

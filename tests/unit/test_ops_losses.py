@@ -90,6 +90,16 @@ def test_what_is_not_picture_or_has_no_weight_changes_nothing(name: str) -> None
         torch.testing.assert_close(*got)
 
 
+def test_ohem_with_few_labelled_pixels_is_their_mean() -> None:
+    output, label, pixel, _ = make()
+    output = replace(output, heads=())
+    few = torch.full_like(label, 255)
+    few[:, 5, :7] = label[:, 5, :7]  # 7 pixels of 1161, fewer than a sixteenth
+    got = segmentation(output, few, criterion=CriterionConfig(name="ohem"), pixel=pixel, denominator="pixels")
+    want = segmentation(output, few, pixel=pixel, denominator=torch.tensor(28.0))
+    torch.testing.assert_close(got, want)
+
+
 @settings(max_examples=25, deadline=None)
 @given(
     st.integers(0, 1000), st.sampled_from(NAMES), st.sampled_from([1e-3, 1.0, 1e3]), st.sampled_from([0.0, 0.3, 2.0])

@@ -107,14 +107,12 @@ class Stream:
             worker_init_fn=_start_worker if self.workers else None,
         )
         micro_batches = iter(loader)
-        while True:
-            batches = []
-            for _ in range(self.accumulate):
-                batch = next(micro_batches)
-                if isinstance(batch, str):
-                    raise DataError(batch)
-                batches.append(batch)
-            yield self._counted(batches)
+        try:
+            while True:
+                yield self._counted([_good(next(micro_batches)) for _ in range(self.accumulate)])
+        finally:
+            # Workers stop when their iterator goes; without this a traceback would keep both.
+            del micro_batches
 
     def places(self, iteration: int) -> list[list[Place]]:
         """This rank's (image index, uid) of one iteration, a list for each micro-batch."""
@@ -210,6 +208,12 @@ class _Samples(TorchDataset[Any]):
             return str(error)
         geometry = {**item.window.to_dict(), "file": dataset.describe(index)}
         return item, Meta(uid, dataset.ids[index], dataset.name, item.window.file_size, geometry)
+
+
+def _good(batch: Batch | str) -> Batch:
+    if isinstance(batch, str):
+        raise DataError(batch)
+    return batch
 
 
 def _collate(samples: list[tuple[Item, Meta] | str]) -> Batch | str:

@@ -1,10 +1,10 @@
 """Per-image counts on disk, and how far an mIoU could move if other images had been drawn.
 
-The dataset mIoU depends on the images only through three sums a class (right, ground truth, predicted), so (N, C) arrays
-of these are all a bootstrap needs: 500 images of 19 classes are 114 kB. Paired bootstrap over images: both models are
-scored on the same resample (Efron and Tibshirani, *An Introduction to the Bootstrap*, 1993, ch. 13, percentile
-interval). It covers the choice of the images and nothing else: not the seed of the training, and neighbouring frames
-of a video are less than independent. This module imports no torch.
+The dataset mIoU depends on the images only through three sums a class (right, ground truth, predicted), so (N, C)
+arrays of these are all a bootstrap needs: 500 images of 19 classes are 114 kB. Paired bootstrap over images: both
+models are scored on the same resample (Efron and Tibshirani, *An Introduction to the Bootstrap*, 1993, ch. 13,
+percentile interval). It covers the choice of the images and nothing else: not the seed of the training, and
+neighbouring frames of a video are less than independent. This module imports no torch.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from segue.errors import UserError
-from segue.evaluate.matrix import F64, iou_of, mean_present, ratio
+from segue.evaluate.matrix import F64, iou_of, ratio
 from segue.files import replacing
 
 U32 = npt.NDArray[np.uint32]
@@ -83,7 +83,7 @@ def interval(a: PerImage, n: int = 1000, seed: int = 0, level: float = LEVEL) ->
 
 
 def paired_interval(a: PerImage, b: PerImage, n: int = 1000, seed: int = 0, level: float = LEVEL) -> Interval:
-    """Bootstrap interval of mIoU(b) - mIoU(a), both on the same resamples; ``ValueError`` unless the images are equal."""
+    """Bootstrap interval of mIoU(b) - mIoU(a), on the same resamples; ``ValueError`` unless the images are equal."""
     if a.ids != b.ids or a.rows != b.rows or a.classes != b.classes:
         raise ValueError("a paired comparison needs two evaluations of the same images, classes and view")
     return _interval([b, a], n, seed, level)
@@ -133,7 +133,9 @@ def read_per_image(path: Path) -> PerImage:
             out = PerImage(
                 tuple(data["ids"].tolist()),
                 tuple(data["classes"].tolist()),
-                *(data[k].astype(np.uint32) for k in ("right", "truth", "predicted")),
+                data["right"].astype(np.uint32),
+                data["truth"].astype(np.uint32),
+                data["predicted"].astype(np.uint32),
                 tuple(data["rows"].tolist()),
             )
     except (OSError, KeyError, ValueError, zipfile.BadZipFile, EOFError) as error:
@@ -143,8 +145,3 @@ def read_per_image(path: Path) -> PerImage:
     if not in_range or any(a.shape != shape for a in (out.right, out.truth, out.predicted)):
         raise UserError(f"{path} holds arrays that do not fit together")
     return out
-
-
-def mean_miou(images: PerImage) -> float:
-    """Mean over images of their own mIoU (not the dataset's mIoU)."""
-    return mean_present(images.scores())

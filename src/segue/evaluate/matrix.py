@@ -160,8 +160,9 @@ def as_uint8(value: npt.ArrayLike | TensorLike, what: str) -> U8:
 def ratio(part: npt.ArrayLike, whole: npt.ArrayLike) -> F64:
     """part / whole, NaN where whole is 0."""
     whole_array = np.asarray(whole, np.float64)
-    out = np.full(whole_array.shape, np.nan)
-    return np.divide(np.asarray(part, np.float64), whole_array, out=out, where=whole_array != 0)
+    out: F64 = np.full(whole_array.shape, np.nan)
+    np.divide(np.asarray(part, np.float64), whole_array, out=out, where=whole_array != 0)
+    return out
 
 
 def iou_of(right: npt.ArrayLike, truth: npt.ArrayLike, predicted: npt.ArrayLike) -> F64:

@@ -1,7 +1,7 @@
 """A model on a labelled data set: one pass, one confusion matrix, and the counts of every image.
 
-Protocol ``native``: predictions are scored at the label's own resolution (bilinear on the logits, argmax last), whatever
-size the network saw. Other rules will be named protocols; a stored number always names its own.
+Protocol ``native``: predictions are scored at the label's own resolution (bilinear on the logits, argmax last),
+whatever size the network saw. Other rules will be named protocols; a stored number always names its own.
 
 Knobs that matter: ``batch_size`` (images of equal size are batched in order, so results are a pure function of model,
 data and batch size), ``views`` (the first one is the headline).
@@ -18,15 +18,20 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from PIL import Image
 
+from segue.data.images import resize_image, resize_label, write_image
 from segue.errors import UserError
 from segue.evaluate.bootstrap import Interval, PerImage, paired_interval, write_per_image
 from segue.evaluate.matrix import Confusion, Scores
+from segue.evaluate.names import EVEN_FILE, file_of, folder_of, per_image_file
+from segue.files import replacing, write_json
 from segue.labels import U8, LabelSpace, nearest
 from segue.models.base import SegModel
 from segue.predict import classify, evaluating, to_input
 
 PROTOCOLS = ("native",)
+THUMBNAIL_PX = 640
 AHEAD = 4  # images that are read while the network works
 
 
@@ -70,9 +75,9 @@ class Result:
     def to_dict(self) -> dict[str, Any]:
         """Plain containers (NaN is None): an entry of ``evaluations`` in stage.json.
 
-        ``miou``, ``accuracy``, ``mean_accuracy``, ``iou``, ``class_accuracy``, ``protocol``, ``view`` of the first view;
-        ``num_images``, ``without_label``; ``confusion`` (C lists of C+1 counts, the last for predictions that are no
-        class); ``worst`` (id and miou of the lowest-scoring images); ``views``: name -> scores of every view.
+        ``miou``, ``accuracy``, ``mean_accuracy``, ``iou``, ``class_accuracy``, ``protocol``, ``view`` of the first
+        view; ``num_images``, ``without_label``; ``confusion`` (C lists of C+1 counts, the last for predictions that
+        are no class); ``worst`` (id and miou of the lowest-scoring images); ``views``: name -> scores of every view.
         """
         worst = self.per_image.worst(self.keep_worst)
         return self.scores().to_dict() | {
@@ -147,14 +152,66 @@ def save(result: Result, folder: Path, name: str) -> dict[str, Any]:
     return result.to_dict()
 
 
-def per_image_file(name: str) -> str:
-    """File name of the per-image counts of ``DATASET:split``: ``per_image_DATASET_split.npz``."""
-    return f"per_image_{folder_of(name)}.npz"
+def save_samples(
+    model: SegModel,
+    dataset: Labelled,
+    labels: LabelSpace,
+    run_folder: Path,
+    stage_folder: Path,
+    name: str,
+    *,
+    count: int = 4,
+    ids: Sequence[str] = (),
+) -> list[str]:
+    """Store thumbnails of a few images for the report; returns their ids.
+
+    The images are ``count`` evenly spaced ones (the same for every stage) and those of ``ids``, such as the worst.
+    ``run_folder/samples/<name>/<id>_image.jpg`` and ``<id>_label.png`` (when there are labels) are shared by stages,
+    ``stage_folder/images/<name>/<id>.png`` is the prediction: palette PNGs of train ids, long side at most 640 px. ``samples/<name>/evenly_spaced.json`` lists the former ids.
+    The model predicts at the label's resolution where there is one, else at the picture's.
+    """
+    chosen = sample_ids(dataset.ids, count)
+    even = list(chosen)
+    chosen += [i for i in ids if i not in chosen]
+    shared, own = run_folder / "samples" / folder_of(name), stage_folder / "images" / folder_of(name)
+    without = set(getattr(dataset, "unlabelled_ids", ()))
+    for image_id in chosen:
+        index = dataset.ids.index(image_id)
+        picture = dataset.read_image(index)
+        labelled = getattr(dataset, "labelled", True) and image_id not in without
+        label = dataset.read_label(index) if labelled else None
+        size = picture.shape[:2] if label is None else label.shape
+        with evaluating(model), torch.inference_mode():
+            ids_map: U8 = classify(model(to_input([picture], model.mean.device)), size)[0].cpu().numpy()
+        small = thumbnail_size(size)
+        file = file_of(image_id)
+        write_image(shared / f"{file}_image.jpg", resize_image(picture, small), quality=90)
+        if label is not None:
+            _write_indexed(shared / f"{file}_label.png", resize_label(label, small), labels)
+        _write_indexed(own / f"{file}.png", resize_label(ids_map, small), labels)
+    if chosen:
+        write_json(shared / EVEN_FILE, even)
+    return chosen
 
 
-def folder_of(name: str) -> str:
-    """``DATASET:split`` as part of a path."""
-    return name.replace(":", "_").replace("/", "_")
+def sample_ids(ids: Sequence[str], count: int) -> list[str]:
+    """``count`` evenly spaced ids, from the middle of equal parts; all of them when there are fewer."""
+    count = min(count, len(ids))
+    return [ids[(2 * k + 1) * len(ids) // (2 * count)] for k in range(count)]
+
+
+def thumbnail_size(size: tuple[int, ...], long_side_px: int = THUMBNAIL_PX) -> tuple[int, int]:
+    """(height, width) with the long side at most ``long_side_px``; never enlarged."""
+    factor = min(1.0, long_side_px / max(size))
+    return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
+
+
+def _write_indexed(path: Path, ids: U8, labels: LabelSpace) -> None:
+    """A palette PNG: the numbers are train ids, viewers show the label space's colours."""
+    image = Image.fromarray(ids, mode="P")
+    image.putpalette(labels.palette().tobytes())
+    with replacing(path) as temporary:
+        image.save(temporary, format="PNG")
 
 
 def _check(model: SegModel, labels: LabelSpace, views: Sequence[str], protocol: str) -> None:
@@ -198,11 +255,13 @@ def _batches(items: Iterator[_Item], batch_size: int) -> Iterator[list[_Item]]:
     """Neighbouring images of equal size together, at most ``batch_size``."""
     batch: list[_Item] = []
     for item in items:
-        full = len(batch) >= batch_size
-        if batch and (full or _size(item) != _size(batch[0])):
+        if batch and _size(item) != _size(batch[0]):
             yield batch
             batch = []
         batch.append(item)
+        if len(batch) == batch_size:
+            yield batch
+            batch = []
     if batch:
         yield batch
 

@@ -6,19 +6,22 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from segue.data import scenes
+from segue.files import read_json
 from segue.jobs.run import RunResult, run
 from segue.recipes import load
 
 SIZE = (128, 256)
-DOMAINS = (("game", "gta5", "train", 320), ("city", "cityscapes", "train", 320), ("city", "cityscapes", "val", 64))
+DOMAINS = (("game", "gta5", "train", 320, 1), ("city", "cityscapes", "train", 320, 2), ("city", "cityscapes", "val", 64, 2))
+"""Name, layout, split, number and seed: the domains share no scene."""
 
 
 def write_scenes(root: Path) -> None:
     """The demo's data: ``game`` in GTA5's layout, ``city`` in Cityscapes' layout; what is there is kept."""
-    for name, layout, split, num in DOMAINS:
-        if not (root / name / f"scenes_{split}.json").exists():
+    for name, layout, split, num, seed in DOMAINS:
+        note = root / name / "scenes.json"  # written last, when the split is whole
+        if not (note.exists() and split in read_json(note)):
             scenes.write(
-                root / name, num=num, seed=0, domain=scenes.domain(name), size=SIZE, layout=layout, split=split
+                root / name, num=num, seed=seed, domain=scenes.domain(name), size=SIZE, layout=layout, split=split
             )
 
 

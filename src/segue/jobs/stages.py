@@ -18,7 +18,7 @@ from segue.data.loaders import Stream
 from segue.engine import Place, fit
 from segue.errors import UserError
 from segue.evaluate import score
-from segue.files import read_json, write_json
+from segue.files import read_json
 from segue.hardware import Hardware
 from segue.labels import LabelSpace, load_space
 from segue.methods.base import METHODS, Method, MethodConfig
@@ -55,25 +55,35 @@ class Job:
 def prepare(recipe: Recipe, folder: Path, hardware: Hardware) -> Job:
     """Check everything that can be checked before training: settings, names, data; all faults at once."""
     job = Job(recipe, folder, hardware, load_space(recipe.labels))
-    faults: list[str] = []
+    faults = _setting_faults(recipe)
     for stage in recipe.stages:
-        faults += _collect(lambda s=stage: model_config(recipe, s))  # type: ignore[misc]
-        faults += _collect(lambda s=stage: method_config(s))  # type: ignore[misc]
-        faults += _collect(lambda s=stage: _check_streams(job, s))  # type: ignore[misc]
+        faults += _fault(_check_streams, job, stage)
         for source in (*([stage.start] if stage.start else []), *stage.references.values()):
-            faults += _collect(lambda s=stage, p=source: _weights_source(job, s, p))  # type: ignore[misc]
+            faults += _fault(_weights_source, job, stage, source)
     for text in recipe.evaluate.data:
-        faults += _collect(lambda t=text: _check_evaluation(job, t))  # type: ignore[misc]
-    for view in recipe.evaluate.views:
-        faults += _collect(lambda v=view: job.labels.view(v))  # type: ignore[misc]
+        faults += _fault(_check_evaluation, job, text)
     if faults:
         raise ConfigError("\n".join(dict.fromkeys(faults)))
     return job
 
 
-def _collect(check: Callable[[], object]) -> list[str]:
+def check_settings(recipe: Recipe) -> None:
+    """Check names and settings of label space, models and methods, without looking at data; all faults at once."""
+    if faults := _setting_faults(recipe):
+        raise ConfigError("\n".join(dict.fromkeys(faults)))
+
+
+def _setting_faults(recipe: Recipe) -> list[str]:
+    labels = load_space(recipe.labels)
+    faults = [line for view in recipe.evaluate.views for line in _fault(labels.view, view)]
+    for stage in recipe.stages:
+        faults += _fault(model_config, recipe, stage) + _fault(method_config, stage) + _fault(_check_needs, stage)
+    return faults
+
+
+def _fault(check: Callable[..., object], *args: object) -> list[str]:
     try:
-        check()
+        check(*args)
     except UserError as error:
         return [str(error)]
     return []
@@ -101,13 +111,17 @@ def method_config(stage: StageConfig) -> MethodConfig:
         raise ConfigError("\n".join(explain(error, cls.Config, f"stages.{stage.name}.method"))) from error
 
 
-def _check_streams(job: Job, stage: StageConfig) -> None:
+def _check_needs(stage: StageConfig) -> None:
     cls = METHODS.get(str(stage.method.get("name")))
     if set(stage.data) != set(cls.needs):
         raise ConfigError(
             f"stage {stage.name!r}: method {stage.method['name']!r} trains on {', '.join(cls.needs)}; "
             f"its data names {', '.join(stage.data)}"
         )
+
+
+def _check_streams(job: Job, stage: StageConfig) -> None:
+    cls = METHODS.get(str(stage.method.get("name")))
     for stream, row in stage.data.items():
         for mixture in row:
             dataset = job.dataset(mixture.data, f"stage {stage.name!r}")
@@ -212,6 +226,27 @@ def _run_stage(job: Job, stage: StageConfig, resume: bool) -> dict[str, Any]:
     )
 
 
+def _score(job: Job, model: SegModel, folder: Path) -> dict[str, Any]:
+    """Score every validation set; store per-image counts and sample pictures for the report."""
+    given = job.recipe.evaluate
+    found = {}
+    for text in given.data:
+        dataset = job.dataset(text, "evaluate.data")
+        result = score.evaluate(
+            model,
+            dataset,
+            job.labels,
+            device=job.hardware.device,
+            batch_size=given.batch_size,
+            views=given.views,
+            progress=Progress(f"scoring {text}"),
+        )
+        found[text] = score.save(result, folder, text)
+        worst = [row["id"] for row in found[text]["worst"][: given.samples]]
+        score.save_samples(model, dataset, job.labels, job.folder, folder, text, count=given.samples, ids=worst)
+    return found
+
+
 def _describe(stage: StageConfig) -> dict[str, Any]:
     data = {name: [m.data for m in row] for name, row in stage.data.items()}
     return {"name": stage.name, "method": stage.method, "data": data, "start": stage.start, "checkpoint": "last"}
@@ -220,17 +255,20 @@ def _describe(stage: StageConfig) -> dict[str, Any]:
 def _validate(job: Job, model: nn.Module) -> dict[str, float]:
     assert isinstance(model, SegModel)
     evaluate = job.recipe.evaluate
-    results = {
-        text: score.evaluate(model, job.dataset(text, "evaluate.data"), job.labels, device=job.hardware.device, batch_size=evaluate.batch_size)
-        for text in evaluate.data
-    }
-    return {text: result.scores().miou for text, result in results.items()}
+    scores = {}
+    for text in evaluate.data:
+        dataset = job.dataset(text, "evaluate.data")
+        result = score.evaluate(
+            model, dataset, job.labels, device=job.hardware.device, batch_size=evaluate.batch_size, views=evaluate.views
+        )
+        scores[text] = result.scores().miou
+    return scores
 
 
 def _sinks(job: Job, folder: Path) -> tuple[Callable[[Mapping[str, Any]], None], ...]:
     if "tensorboard" not in job.recipe.loggers or job.hardware.rank != 0:
         return ()
-    from lightning_fabric.loggers import TensorBoardLogger
+    from lightning_fabric.loggers.tensorboard import TensorBoardLogger
 
     logger = TensorBoardLogger(root_dir=folder, name="", version="tensorboard")
 

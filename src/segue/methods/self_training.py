@@ -84,7 +84,7 @@ class SelfTraining(Method):
         """Teacher's labels (N,H,W), their weight (N,H,W), and what the report shows of them."""
         output = self.teacher(target.image)
         confidence, pseudo = output.upsample(output.to_classes()).softmax(1).max(1)
-        unit = "batch" if self.config.published else "image"
+        unit: Literal["batch", "image"] = "batch" if self.config.published else "image"
         weight = confidence_weight(confidence, self.config.threshold, target.pixel, per=unit)
         weight = without_margin(weight, self.config.ignore_top_px, self.config.ignore_bottom_px)
         kept = (confidence >= self.config.threshold)[target.pixel]

@@ -58,7 +58,8 @@ class Teacher(nn.Module):
     def update(self, student: SegModel, step: int) -> None:
         """Follow after optimiser step ``step`` (1-based): theta <- alpha_t theta + (1 - alpha_t) student."""
         rate = 1 - min(1 - 1 / (step + 1), self.alpha)
-        mine, theirs = list(self.network.parameters()), list(student.parameters())
+        mine: list[Tensor] = list(self.network.parameters())
+        theirs: list[Tensor] = list(student.parameters())
         torch._foreach_lerp_(mine, theirs, rate)
         if self.norm == "batch":
             return

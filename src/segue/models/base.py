@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from segue.errors import UserError
 from segue.models.growth import grown
+from segue.ops.resize import bilinear
 from segue.registry import Registry
 from segue.settings import Settings
 
@@ -70,12 +71,14 @@ class Output:
         The margin that was padded on is cut off.
         """
         height, width = size or self.size
-        full = (
-            round(self.padded[0] * height / self.size[0]),
-            round(self.padded[1] * width / self.size[1]),
-        )
+        full = self.padded  # as it is for the own size: an export with symbolic sizes cannot round
+        if size is not None:
+            full = (
+                round(self.padded[0] * height / self.size[0]),
+                round(self.padded[1] * width / self.size[1]),
+            )
         if tensor.shape[-2:] != full:
-            tensor = F.interpolate(tensor, full, mode="bilinear", align_corners=self.align_corners)
+            tensor = bilinear(tensor, full, self.align_corners)
         return tensor[..., :height, :width]
 
     def to_classes(self) -> Tensor:
@@ -139,6 +142,7 @@ class SegModel(nn.Module):
         self.config = config
         self.num_classes = num_classes
         self.extra: Extra = "none"
+        self._biased: set[str] = set()  # classifiers that got a bias they were not built with
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, 3, 1, 1))
 
@@ -153,7 +157,7 @@ class SegModel(nn.Module):
 
     @abstractmethod
     def classifiers(self) -> dict[str, nn.Conv2d]:
-        """Every 1x1 convolution that has one output a class, by attribute path; they grow with the label space."""
+        """Every 1x1 convolution that has one output a class, by attribute path, the one of ``logits`` first."""
 
     def imagenet_state(self) -> Mapping[str, Tensor] | None:
         """ImageNet weights named like the encoder's own state; may download. None: no library has them."""
@@ -256,8 +260,8 @@ class SegModel(nn.Module):
         found: dict[str, Any] = {}
         if self.extra != "none":
             found["extra"] = self.extra
-        if biased := [path for path, conv in self.classifiers().items() if conv.bias is not None]:
-            found["biased"] = biased
+        if self._biased:
+            found["biased"] = sorted(self._biased)
         if dropped := [name for name in self.training_only if getattr(self, name) is None]:
             found["dropped"] = dropped
         return found
@@ -268,15 +272,18 @@ class SegModel(nn.Module):
             setattr(self, name, None)
         if layout.get("extra") == "unknown":
             self.add_unknown()
-        biased = set(layout.get("biased", ()))
-        for path, conv in self.classifiers().items():
-            if path in biased and conv.bias is None:
-                conv.bias = nn.Parameter(conv.weight.new_zeros(conv.out_channels))
+        self._biased = set(layout.get("biased", ()))
+        for path in self._biased & set(self.classifiers()):
+            conv = self.classifiers()[path]
+            conv.bias = nn.Parameter(conv.weight.new_zeros(conv.out_channels))
 
     def _widen(self, widen: Callable[[nn.Conv2d], nn.Conv2d]) -> None:
         for path, old in self.classifiers().items():
             parent, _, name = path.rpartition(".")
-            setattr(self.get_submodule(parent), name, widen(old))
+            new = widen(old)
+            setattr(self.get_submodule(parent), name, new)
+            if old.bias is None and new.bias is not None:
+                self._biased.add(path)
 
 
 MODELS: Registry[SegModel] = Registry("model", "segue.models")

@@ -59,7 +59,7 @@ def create_encoder(name: str, output_stride: int, pretrained: bool = False) -> A
 
 def _natural_encoder(name: str, output_stride: int, pretrained: bool, way_out: str) -> Any:
     try:
-        encoder = timm.create_model(name, features_only=True, pretrained=pretrained)
+        encoder: Any = timm.create_model(name, features_only=True, pretrained=pretrained)
     except (TypeError, AssertionError, NotImplementedError, RuntimeError, AttributeError) as error:
         raise UserError(f"model.encoder {name!r} has no feature maps in timm ({error}); {way_out}") from error
     strides = encoder.feature_info.reduction()

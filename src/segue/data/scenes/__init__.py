@@ -1,8 +1,8 @@
 """Procedural street scenes with exact labels: a source ("game"), a target ("city") and everything between.
 
 ``render(domain, seed, size)`` draws one perspective street with the 19 Cityscapes train classes, its depth and object
-maps; ``write`` makes data sets in the layouts of Cityscapes and GTA5; ``drift`` blends domains.  See ``domains`` for the
-knobs, ``world`` for the layout, ``shade`` for light and texture, ``camera`` for the sensor.
+maps; ``write`` makes data sets in the layouts of Cityscapes and GTA5; ``drift`` blends domains.  See ``domains`` for
+the knobs, ``world`` for the layout, ``shade`` for light and texture, ``camera`` for the sensor.
 """
 
 from __future__ import annotations

@@ -31,6 +31,9 @@ BACKDROP, FLOOR, SKYLINE, ROW, YARD, BARRIER, STREET = range(7)
  TRAIN, MOTORCYCLE, BICYCLE) = range(19)
 VOID = 255
 
+KERB = 0.12
+"""Height of the sidewalk above the road, metres."""
+
 
 class Surface(NamedTuple):
     """One polygon with everything the shader needs; lengths in metres, colours are sRGB in 0..1."""
@@ -120,11 +123,7 @@ class Plate:
              high: float = 0.0) -> None:
         """A polygon given by local corner pairs (metres)."""
         x, y, z, s = self.x, self.y, self.z, self.sign
-        points: list[Point]
-        if self.along:
-            points = [(x, y + b, z + s * a) for a, b in pairs]
-        else:
-            points = [(x + s * a, y + b, z) for a, b in pairs]
+        points = [(x, y + b, z + s * a) for a, b in pairs] if self.along else [(x + s * a, y + b, z) for a, b in pairs]
         self.thing.add(points, rgb, SIDE if self.along else FRONT, x if self.along else z, label=label, lit=lit,
                        glow=glow, tex=tex, amp=amp, freq=freq, low=low, high=high)
 

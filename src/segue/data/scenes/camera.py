@@ -6,7 +6,7 @@ The knobs that matter: ``Camera.blur_px``, ``noise``, ``gain``, ``saturation``, 
 
 from __future__ import annotations
 
-from functools import cache
+from functools import lru_cache
 
 import cv2
 import numpy as np
@@ -20,7 +20,7 @@ U8 = npt.NDArray[np.uint8]
 LUMA = np.array((0.299, 0.587, 0.114), np.float32)
 
 
-@cache
+@lru_cache(maxsize=32)
 def _radius(height: int, width: int) -> F32:
     """Squared distance from the image centre, 1 in the corners."""
     y = ((np.arange(height) + 0.5) / height * 2 - 1) ** 2
@@ -28,7 +28,7 @@ def _radius(height: int, width: int) -> F32:
     return ((x[None, :] + y[:, None]) / 2).astype(np.float32)[..., None]
 
 
-@cache
+@lru_cache(maxsize=32)
 def _tone(contrast: float, lift: float, gamma: float) -> U8:
     """Tone curve over 1024 levels of 0..1: an S curve about mid grey, then gamma and black level."""
     x = np.arange(1024) / 1023

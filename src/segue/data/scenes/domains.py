@@ -80,6 +80,8 @@ class Layout:
     lane_m: float
     second_lane_p: float
     parking_m: float
+    parking_p: float
+    verge_p: float
     sidewalk_m: float
     yard_m: float
     green_p: float
@@ -191,18 +193,19 @@ def _game() -> Domain:
         bicycles=hexes("d02828 1f6fc4 e8c81c"), glass=_one("2c4250"), tyre=_one("1c1c1e"),
         static=hexes("3c6a48 a06a3a"), hood=_one("401012"),
     )
-    texture = Texture(amount=1.0, asphalt=0.10, patches=0.10, paving=0.16, leaves=0.42, plaster=0.07, windows=0.85,
+    texture = Texture(amount=1.0, asphalt=0.10, patches=0.10, paving=0.16, leaves=0.55, plaster=0.07, windows=0.85,
                       grass=0.30, clouds=0.8, scale=0.8, window_w_m=3.6, floor_m=3.6, window_fill=0.62)
-    layout = Layout(lane_m=3.5, second_lane_p=0.35, parking_m=2.2, sidewalk_m=3.0, yard_m=2.4, green_p=0.30,
-                    cross_p=0.40, building_m=13.0, building_sd_m=6.0, facade_m=17.0, pitched=0.25, tree_p=0.62,
-                    tree_m=6.3, wall_p=0.26, fence_p=0.26, lamp_p=0.75, sign_p=0.7, light_p=0.45, parked_p=0.30,
-                    traffic_p=0.42, people_p=0.35, rider_p=0.32, moto_p=0.24, bike_p=0.25, truck_p=0.20, bus_p=0.18,
-                    train_p=0.16, static_p=0.35, end_building_p=0.5)
+    layout = Layout(lane_m=3.5, second_lane_p=0.35, parking_m=2.2, parking_p=0.45, verge_p=0.45, sidewalk_m=4.6,
+                    yard_m=2.6, green_p=0.32, cross_p=0.40, building_m=19.0, building_sd_m=6.5, facade_m=17.0,
+                    pitched=0.25, tree_p=0.64, tree_m=6.8, wall_p=0.24, fence_p=0.36, lamp_p=0.75, sign_p=0.7,
+                    light_p=0.45, parked_p=0.30, traffic_p=0.42, people_p=0.35,
+                    rider_p=0.22, moto_p=0.22, bike_p=0.42, truck_p=0.16, bus_p=0.16,
+                    train_p=0.12, static_p=0.35, end_building_p=0.5)
     light = Light(sun=_one("fff0d0"), sun_power=1.0, ambient=_one("b8d0f4"), ambient_power=0.62, elevation_deg=42.0,
                   shadow=0.9, contact=0.5, sky_top=_one("2f78d8"), sky_low=_one("b4dcf8"), cloud=_one("ffffff"),
                   cover=0.35, night=0.0)
     weather = Weather(fog=0.0022, haze=_one("c4dcf0"), rain=0.0)
-    camera = Camera(height_m=1.45, fov_deg=54.0, horizon=0.43, jitter=0.5, hood=0.02, exposure=0.95,
+    camera = Camera(height_m=1.45, fov_deg=54.0, horizon=0.43, jitter=0.5, hood=0.0, exposure=0.95,
                     gain=(1.03, 1.0, 0.96), saturation=1.18, contrast=1.12, lift=0.0, gamma=1.0, noise=0.004,
                     blur_px=0.35, vignette=0.03)
     return Domain(palette, texture, layout, light, weather, camera)
@@ -223,19 +226,20 @@ def _city() -> Domain:
         bicycles=hexes("26282c 5a6266 4c2c2e"), glass=_one("363e44"), tyre=_one("1a1b1d"),
         static=hexes("4a4e4a 6a5e50"), hood=_one("26282c"),
     )
-    texture = Texture(amount=1.0, asphalt=0.20, patches=0.26, paving=0.30, leaves=0.60, plaster=0.15, windows=0.95,
+    texture = Texture(amount=1.0, asphalt=0.20, patches=0.26, paving=0.30, leaves=0.75, plaster=0.15, windows=0.95,
                       grass=0.36, clouds=0.35, scale=1.5, window_w_m=2.7, floor_m=3.2, window_fill=0.46)
-    layout = Layout(lane_m=3.2, second_lane_p=0.2, parking_m=2.1, sidewalk_m=2.7, yard_m=1.6, green_p=0.22,
-                    cross_p=0.45, building_m=15.0, building_sd_m=4.0, facade_m=14.0, pitched=0.75, tree_p=0.60,
-                    tree_m=7.0, wall_p=0.22, fence_p=0.24, lamp_p=0.8, sign_p=0.8, light_p=0.45, parked_p=0.42,
-                    traffic_p=0.40, people_p=0.45, rider_p=0.32, moto_p=0.22, bike_p=0.32, truck_p=0.18, bus_p=0.18,
-                    train_p=0.18, static_p=0.35, end_building_p=0.6)
+    layout = Layout(lane_m=3.2, second_lane_p=0.2, parking_m=2.1, parking_p=0.55, verge_p=0.35, sidewalk_m=4.4,
+                    yard_m=2.2, green_p=0.26, cross_p=0.45, building_m=15.0, building_sd_m=4.0, facade_m=14.0,
+                    pitched=0.75, tree_p=0.60, tree_m=7.0, wall_p=0.22, fence_p=0.36, lamp_p=0.8, sign_p=0.7,
+                    light_p=0.42, parked_p=0.40, traffic_p=0.34, people_p=0.38,
+                    rider_p=0.20, moto_p=0.22, bike_p=0.45, truck_p=0.15, bus_p=0.15,
+                    train_p=0.11, static_p=0.35, end_building_p=0.6)
     light = Light(sun=_one("f4ead8"), sun_power=0.16, ambient=_one("dce4ec"), ambient_power=0.95, elevation_deg=30.0,
                   shadow=0.35, contact=0.6, sky_top=_one("c2ccd2"), sky_low=_one("e2e4e0"), cloud=_one("a8b0b6"),
                   cover=0.8, night=0.0)
-    weather = Weather(fog=0.0050, haze=_one("c2c8c6"), rain=0.0)
-    camera = Camera(height_m=1.25, fov_deg=49.0, horizon=0.42, jitter=0.5, hood=0.05, exposure=0.92,
-                    gain=(0.93, 1.02, 0.98), saturation=0.72, contrast=0.86, lift=0.045, gamma=1.06, noise=0.022,
+    weather = Weather(fog=0.0036, haze=_one("c2c8c6"), rain=0.0)
+    camera = Camera(height_m=1.25, fov_deg=49.0, horizon=0.42, jitter=0.5, hood=0.05, exposure=1.26,
+                    gain=(0.96, 1.02, 0.97), saturation=0.80, contrast=0.94, lift=0.04, gamma=1.06, noise=0.022,
                     blur_px=0.62, vignette=0.26)
     return Domain(palette, texture, layout, light, weather, camera)
 

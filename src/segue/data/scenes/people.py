@@ -100,7 +100,7 @@ def bicycle(palette: Palette, x: float, z: float, base: float, u: Sequence[float
 
 def motorcycle(palette: Palette, x: float, z: float, u: Sequence[float], *, side: bool) -> Thing:
     """A motorcycle or scooter, 1.15 m high, from behind or in profile."""
-    thing = _figure(MOTORCYCLE, x, z, 2.0 if side else 0.8, 0.0, 1.15)
+    thing = _figure(MOTORCYCLE, x, z, 2.0 if side else 0.8, 0.0, 1.13 if side else 1.16)
     body = pick(palette.motorcycles, u[0], 0.12, u[1])
     grey = shade(palette.tyre, 2.6)
     if not side:

@@ -13,6 +13,7 @@ from segue.data.scenes import world
 from segue.data.scenes.build import BACKDROP, FLOOR, Thing
 from segue.data.scenes.camera import photograph
 from segue.data.scenes.domains import Domain
+from segue.data.scenes.plan import Dice
 from segue.data.scenes.raster import Painting, View, order, paint, shadow_maps
 from segue.data.scenes.shade import Shader, srgb_table
 from segue.labels import load_space
@@ -70,7 +71,7 @@ def view_of(domain: Domain, seed: int, size: tuple[int, int]) -> View:
     if height < LEAST or width < LEAST:
         raise ValueError(f"render: size must be at least {LEAST}x{LEAST} pixels, got {height}x{width}")
     c = domain.camera
-    a, b, e, f = world.Dice(seed).table(8, 1)[0][:4]
+    a, b, e, f = Dice(seed).table(8, 1)[0][:4]
     focal = 0.5 * width / math.tan(math.radians(c.fov_deg * (1 + 0.06 * c.jitter * (2 * f - 1))) / 2)
     u0 = width * (0.5 + 0.10 * c.jitter * (2 * a - 1))
     v0 = height * (c.horizon + 0.05 * c.jitter * (2 * b - 1))
@@ -111,13 +112,14 @@ def render(domain: Domain, seed: int, size: tuple[int, int] = (128, 256)) -> Sce
     rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([0xCA3E2A, seed])))
     image = photograph(clean, domain, rng)
     instance: I32 = painting.owner[painting.surface]
-    return Scene(image, clean, painting.label[painting.surface], shaded.depth.reshape(view.height, view.width), instance,
-                 painting.surface, (view.u0, view.v0), view.focal, _items(things, painting, instance))
+    depth = shaded.depth.reshape(view.height, view.width)
+    return Scene(image, clean, painting.label[painting.surface], depth, instance, painting.surface,
+                 (view.u0, view.v0), view.focal, _items(things, painting, instance))
 
 
 def _sun(domain: Domain, seed: int) -> tuple[tuple[float, float], float]:
     """How far shadows reach per metre of height (x, z), and the side (-1..1) the sun stands on."""
-    u, w = world.Dice(seed).table(9, 1)[0][:2]
+    u, w = Dice(seed).table(9, 1)[0][:2]
     reach = min(1.0 / math.tan(math.radians(domain.light.elevation_deg * (0.85 + 0.3 * w))), 3.0)
     angle = math.pi * (2 * u - 1)
     return (round(reach * math.sin(angle), 6), round(0.6 * reach * math.cos(angle), 6)), -math.sin(angle)

@@ -19,7 +19,6 @@ from segue.data.scenes.build import (
     BARS,
     BRICK,
     BUILDING,
-    CLOUDS,
     GRASS,
     GROUND,
     LEAVES,
@@ -34,9 +33,11 @@ from segue.data.scenes.raster import Painting, View
 
 F32 = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.intp]
+Scale = np.float32
 FAR = 1000.0
 TILE = 256
-RED, GREEN, BLUE, AXIS, AT, TEX, AMP, FREQ, LIT, GLOW, LOW, HIGH, PERIOD_S, PERIOD_T, FILL_S, FILL_T, NEAR, DEEP = range(18)
+(RED, GREEN, BLUE, AXIS, AT, TEX, AMP, FREQ, LIT, GLOW, LOW, HIGH, PERIOD_S, PERIOD_T, FILL_S, FILL_T, NEAR,
+ DEEP) = range(18)
 
 
 @cache
@@ -88,7 +89,7 @@ class Shaded:
     depth: F32
 
 
-def _noise(which: int, s: F32, t: F32) -> F32:
+def _noise(which: int, s: Any, t: Any) -> F32:
     """Noise at texel coordinates (periodic, nearest texel)."""
     i = s.astype(np.int32) & (TILE - 1)
     j = t.astype(np.int32) & (TILE - 1)
@@ -122,7 +123,7 @@ class Shader:
         rise = np.where(ground, self.ry, np.where(side, self.rx, np.float32(1)))
         drop = np.where(ground, at - np.float32(self.view.camera_m), at)
         safe = np.where(np.abs(rise) < 1e-6, np.float32(1e-6), rise)
-        self.depth = np.clip(drop / safe, self._take(NEAR), self._take(DEEP))
+        self.depth: F32 = np.clip(drop / safe, self._take(NEAR), self._take(DEEP))
         self.up = np.float32(self.view.camera_m) + self.ry * self.depth
         self.s = np.where(side, self.depth, self.rx * self.depth)
         self.t = np.where(ground, self.depth, self.up)
@@ -130,7 +131,7 @@ class Shader:
         # Metres a pixel covers across its surface; stretched where the surface recedes.
         stretch = np.where(ground, self.depth * np.float32(0.35), np.where(side, self.depth / np.maximum(
             np.abs(at), np.float32(1)), np.float32(1)))
-        self.print = self.depth * np.maximum(stretch, np.float32(1)) / np.float32(self.view.focal)
+        self.print: F32 = self.depth * np.maximum(stretch, np.float32(1)) / np.float32(self.view.focal)
 
     def where(self, kind: int) -> Mask:
         """Flat indices of pixels whose surface has texture `kind`."""
@@ -162,32 +163,33 @@ class Shader:
         factor[at] *= 1 + amount * slope * ((self.up[at] - low) / (high - low) - np.float32(0.55))
         return np.maximum(factor, np.float32(0.05))
 
-    def _asphalt(self, at: Mask, k: F32) -> F32:
+    def _asphalt(self, at: Mask, k: Scale) -> F32:
         s, t = self.s[at], self.t[at]
         fine = _noise(1, s * 24 * k, t * 24 * k) * self._fade(at, 0.08)
         wear = _noise(0, s * 14 * k, t * 2.2 * k) * self._fade(at, 1.2)
         return np.float32(self.d.texture.asphalt) * fine + np.float32(self.d.texture.patches) * wear
 
-    def _paving(self, at: Mask, k: F32) -> F32:
+    def _paving(self, at: Mask, k: Scale) -> F32:
         s, t = self.s[at] * 1.6 * k, self.t[at] * 1.6 * k
         joint = ((s % 1) < 0.1) | ((t % 1) < 0.1)
         tone = _noise(1, np.floor(s) * 7, np.floor(t) * 5)
         blur = self._fade(at, 0.35)
         stain = _noise(0, self.s[at] * 9, self.t[at] * 4)
-        return np.float32(self.d.texture.paving) * (blur * (np.float32(0.5) * tone - joint) + np.float32(0.5) * stain)
+        out: F32 = self.d.texture.paving * (blur * (np.float32(0.5) * tone - joint) + np.float32(0.5) * stain)
+        return out
 
-    def _leaves(self, at: Mask, k: F32) -> F32:
+    def _leaves(self, at: Mask, k: Scale) -> F32:
         s, t, seed = self.s[at], self.t[at], self._seed(at)
-        big = _noise(0, s * 24 * k + seed, t * 24 * k)
-        fine = _noise(1, s * 20 * k + seed, t * 20 * k) * self._fade(at, 0.12)
-        return self._take(AMP)[at] * (np.float32(0.75) * big + np.float32(0.6) * fine)
+        big = _noise(0, s * 34 * k + seed, t * 34 * k)
+        fine = _noise(1, s * 6 * k + seed, t * 6 * k) * self._fade(at, 0.3)
+        return self._take(AMP)[at] * (np.float32(0.65) * big + np.float32(0.75) * fine)
 
-    def _grass(self, at: Mask, k: F32) -> F32:
+    def _grass(self, at: Mask, k: Scale) -> F32:
         s, t = self.s[at], self.t[at]
         fine = _noise(1, s * 40 * k, t * 14 * k) * self._fade(at, 0.15)
         return np.float32(self.d.texture.grass) * (fine + np.float32(0.8) * _noise(0, s * 12 * k, t * 5 * k))
 
-    def _brick(self, at: Mask, k: F32) -> F32:
+    def _brick(self, at: Mask, k: Scale) -> F32:
         t = self.t[at] * 3.2
         s = self.s[at] * 1.6 + np.float32(0.5) * (np.floor(t) % 2)
         joint = ((t % 1) < 0.18) | ((s % 1) < 0.1)
@@ -196,13 +198,14 @@ class Shader:
         return self._take(AMP)[at] * (self._fade(at, 0.3) * (np.float32(0.6) * tone - np.float32(0.7) * joint)
                                       + np.float32(0.45) * stain)
 
-    def _bars(self, at: Mask, k: F32) -> F32:
+    def _bars(self, at: Mask, k: Scale) -> F32:
         gap = (self.s[at] * 2.6 % 1) > 0.42
         rail = (self.t[at] % np.float32(0.85)) < 0.12
-        fade = self._fade(at, 0.5)
-        return np.where(gap & ~rail, -self._take(AMP)[at] * fade, np.float32(0.15))
+        dark: F32 = -self._take(AMP)[at] * self._fade(at, 0.5)
+        out: F32 = np.where(gap & ~rail, dark, np.float32(0.15))
+        return out
 
-    def _plaster(self, at: Mask, k: F32) -> F32:
+    def _plaster(self, at: Mask, k: Scale) -> F32:
         return self._take(AMP)[at] * _noise(0, self.s[at] * 9 * k + self._seed(at), self.t[at] * 6 * k)
 
     def windows(self, albedo: F32, glow: F32) -> None:
@@ -288,7 +291,7 @@ class Shader:
         self.windows(albedo, glow)
         wet = np.where(self.ground, np.float32(1 - 0.35 * self.d.weather.rain), np.float32(1))
         scale = np.float32(1 / 255)
-        light = albedo * self.sunlit(cast.ravel() * scale, contact.ravel() * scale) * wet[:, None]
+        light: F32 = albedo * self.sunlit(cast.ravel() * scale, contact.ravel() * scale) * wet[:, None]
         lamp = np.where((self.label == BUILDING)[:, None], np.array((1.0, 0.7, 0.35), np.float32), bare)
         light += (lamp - light) * np.minimum(glow, 1)[:, None]
         self.sky(light)

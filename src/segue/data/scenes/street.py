@@ -104,7 +104,7 @@ def _blob(a: float, b: float, ra: float, rb: float, waves: Sequence[float], step
     pairs, n = [], len(waves)
     ring = CIRCLE if steps == 12 else FINE
     for k, (c, sn) in enumerate(ring):
-        r = 0.80 + 0.32 * waves[k % n] if k % 2 else 0.86 + 0.2 * waves[(k * 3 + 1) % n]
+        r = 0.74 + 0.30 * waves[k % n] if k % 2 else 0.90 + 0.22 * waves[(k * 3 + 1) % n]
         pairs.append((a + ra * r * c, b + rb * r * sn))
     return pairs
 
@@ -126,13 +126,13 @@ def tree(d: Domain, x: float, z: float, base: float, layer: int, u: Sequence[flo
     p.poly(((-0.16, 0), (0.16, 0), (0.11, stem + 0.5), (-0.11, stem + 0.5)), d.palette.trunk)
     mid, low, high = height - radius, base + stem, base + height
     steps = 24 if z < 45 else 12
-    options = {"tex": LEAVES, "amp": amp, "low": low, "high": high}
-    p.poly(_blob(0, mid, radius, radius * 0.98, u, steps), leaf, lit=0.6, **options)  # type: ignore[arg-type]
+    lobes = [(0.0, 0.0, 1.0, 0.98, 1.0, 0.6)]
     if z < 60:
-        p.poly(_blob(-0.42 * radius, mid - 0.4 * radius, 0.62 * radius, 0.5 * radius, u[1:], 12), shade(leaf, 0.8),
-               lit=0.45, **options)  # type: ignore[arg-type]
-        p.poly(_blob(0.3 * radius, mid + 0.3 * radius, 0.55 * radius, 0.5 * radius, u[2:], 12), shade(leaf, 1.2),
-               lit=0.8, **options)  # type: ignore[arg-type]
+        lobes += [(-0.42, -0.4, 0.62, 0.5, 0.82, 0.45), (0.3, 0.3, 0.55, 0.5, 1.15, 0.8),
+                  (-0.25, 0.35, 0.4, 0.36, 1.1, 0.7)]
+    for k, (a, b, ra, rb, tone, lit) in enumerate(lobes):
+        outline = _blob(a * radius, mid + b * radius, ra * radius, rb * radius, u[k % 3:], 12 if k > 1 else steps)
+        p.poly(outline, shade(leaf, tone), lit=lit, tex=LEAVES, amp=amp, low=low, high=high)
     return thing
 
 
@@ -151,7 +151,8 @@ def hedge(d: Domain, s: float, x: float, z0: float, z1: float, u: Sequence[float
     return thing
 
 
-def _post(d: Domain, x: float, z: float, base: float, height: float, width: float, u: float) -> Thing:
+def post(d: Domain, x: float, z: float, base: float, height: float, width: float, u: float) -> Thing:
+    """A bare post of `height` and `width` metres; signs, lamps, lights and bollards stand on it."""
     thing = Thing(POLE, STREET, x - width / 2, x + width / 2, z, z + width, base, height)
     thing.casts.append(Cast(x - width / 2, x + width / 2, z, z + width, base, base + height, False))
     rgb = pick(d.palette.poles, u, 0.1, u)
@@ -162,7 +163,7 @@ def _post(d: Domain, x: float, z: float, base: float, height: float, width: floa
 def lamp(d: Domain, s: float, x: float, z: float, base: float, u: Sequence[float]) -> list[Thing]:
     """A street lamp, 5.5 to 8 m, its arm reaching over the road."""
     height = 5.5 + 2.5 * u[0]
-    thing = _post(d, x, z, base, height, 0.17, u[1])
+    thing = post(d, x, z, base, height, 0.17, u[1])
     p = Plate(thing, x, base, z)
     rgb = pick(d.palette.poles, u[1], 0.1, u[1])
     arm = -s * (1.0 + 0.9 * u[2])
@@ -174,16 +175,16 @@ def lamp(d: Domain, s: float, x: float, z: float, base: float, u: Sequence[float
 def signal(d: Domain, x: float, z: float, base: float, u: Sequence[float]) -> list[Thing]:
     """A traffic light: post and a box with three lamps, one of them lit; now and then a second box over the road."""
     height = 3.0 + 0.6 * u[0]
-    post = _post(d, x, z, base, height, 0.14, u[1])
+    pole = post(d, x, z, base, height, 0.14, u[1])
     box = Thing(LIGHT, STREET, x - 0.2, x + 0.2, z - 0.02, z, base + height - 1.1, 1.1)
     spots = [(0.0, height - 1.1)]
     if u[2] > 0.55:
         reach = -2.6 if x > 0 else 2.6
         over = 5.2
-        p = Plate(post, x, base, z)
+        p = Plate(pole, x, base, z)
         p.rect(-0.08, 0, 0.08, over, pick(d.palette.poles, u[1], 0.1, u[1]))
         p.bar(0, over - 0.1, reach, over - 0.1, 0.12, pick(d.palette.poles, u[1], 0.1, u[1]))
-        post.height = over
+        pole.height = over
         spots.append((reach, over - 1.15))
     lit = int(u[3] * 3)
     p = Plate(box, x, base, z - 0.02)
@@ -196,7 +197,7 @@ def signal(d: Domain, x: float, z: float, base: float, u: Sequence[float]) -> li
     if len(spots) > 1:
         box.height = over - 0.05 - (height - 1.1)
         box.x0, box.x1 = min(box.x0, x + reach - 0.2), max(box.x1, x + reach + 0.2)
-    return [post, box]
+    return [pole, box]
 
 
 TRIANGLE = ((-0.42, 0.0), (0.42, 0.0), (0.0, 0.74))
@@ -207,7 +208,7 @@ def sign(d: Domain, x: float, z: float, base: float, u: Sequence[float]) -> list
     kind, colours = int(u[0] * 5), d.palette.signs
     low = 2.0 + 0.4 * u[1]
     size = 0.8 if kind < 3 else 0.7 if kind == 3 else 1.0
-    post = _post(d, x, z, base, low + size * 0.5, 0.09, u[2])
+    pole = post(d, x, z, base, low + size * 0.5, 0.09, u[2])
     thing = Thing(SIGN, STREET, x - 0.5, x + 0.5, z - 0.02, z, base + low, size)
     p = Plate(thing, x, base + low, z - 0.02)
     if kind == 0:
@@ -228,7 +229,7 @@ def sign(d: Domain, x: float, z: float, base: float, u: Sequence[float]) -> list
         p.rect(-0.8, 0.58, 0.6, 0.74, WHITE if u[3] <= 0.5 else (0.1, 0.1, 0.1))
         p.rect(-0.8, 0.24, 0.3, 0.4, WHITE if u[3] <= 0.5 else (0.1, 0.1, 0.1))
         thing.x0, thing.x1 = x - 1.0, x + 1.0
-    return [post, thing]
+    return [pole, thing]
 
 
 def clutter(palette: Palette, x: float, z: float, base: float, u: Sequence[float]) -> Thing:

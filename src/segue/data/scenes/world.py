@@ -7,13 +7,10 @@ makes drift continuous.  The knobs are in ``domains.Layout``.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-import numpy as np
-
-from segue.data.scenes import people, street, vehicles
+from segue.data.scenes import street
+from segue.data.scenes.actors import crowd, traffic
 from segue.data.scenes.build import (
     ASPHALT,
     BACKDROP,
@@ -22,6 +19,7 @@ from segue.data.scenes.build import (
     FRONT,
     GRASS,
     GROUND,
+    KERB,
     LEAVES,
     PAVING,
     PLASTER,
@@ -45,73 +43,8 @@ from segue.data.scenes.build import (
     shade,
 )
 from segue.data.scenes.domains import Domain
+from segue.data.scenes.plan import END, Dice, Numbers, Street, section
 from segue.data.scenes.raster import NEAR, View
-
-KERB = 0.12
-"""Height of the sidewalk above the road, metres."""
-END = 330.0
-"""Where the street ends, metres."""
-Numbers = list[list[float]]
-
-
-class Dice:
-    """Random numbers in named streams, so that adding one thing never moves another."""
-
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
-
-    def table(self, stream: int, rows: int, columns: int = 8) -> Numbers:
-        """`rows` x `columns` numbers in 0..1 of one stream."""
-        rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([0x5CE1E, self.seed, stream])))
-        numbers: Numbers = rng.random((rows, columns)).tolist()
-        return numbers
-
-
-@dataclass
-class Street:
-    """Cross-section and the crossing of one street (metres)."""
-
-    left: float
-    right: float
-    lane: float
-    lanes: int
-    walk: tuple[float, float]
-    yard: tuple[float, float]
-    green: tuple[bool, bool]
-    cross: tuple[float, float] | None
-
-    def edge(self, s: float) -> float:
-        """|x| of the kerb on side `s`."""
-        return self.right if s > 0 else -self.left
-
-    def front(self, s: float) -> float:
-        """|x| where the sidewalk ends."""
-        return self.edge(s) + self.walk[s > 0]
-
-    def facade(self, s: float) -> float:
-        """|x| of the building line."""
-        return self.front(s) + self.yard[s > 0]
-
-    def crossing(self, z0: float, z1: float) -> bool:
-        """Whether `z0`..`z1` touches the cross street."""
-        return self.cross is not None and z1 > self.cross[0] and z0 < self.cross[1]
-
-
-def section(d: Domain, u: Sequence[float], v: Sequence[float]) -> Street:
-    """The cross-section of the street: lanes, parking, sidewalks, yards."""
-    lay = d.layout
-    lane = lay.lane_m * (0.94 + 0.12 * u[0])
-    lanes = 2 if u[1] < lay.second_lane_p else 1
-    shift = (u[2] - 0.5) * 0.6
-    right = lane * (lanes - 0.5) + lay.parking_m + shift
-    left = -(lane * (lanes + 0.5)) - lay.parking_m + shift
-    if lanes == 2:
-        right, left = right - lay.parking_m * 0.5, left + lay.parking_m * 0.5
-    walk = (lay.sidewalk_m * (0.65 + 0.8 * u[3]), lay.sidewalk_m * (0.65 + 0.8 * u[4]))
-    yard = (lay.yard_m * 2.6 * max(0.0, u[5] - 0.35), lay.yard_m * 2.6 * max(0.0, u[6] - 0.35))
-    near = 12.0 + 45.0 * v[1] * v[1]
-    cross = (near, near + 8.0 + 4.0 * v[2]) if v[0] < lay.cross_p else None
-    return Street(left, right, lane, lanes, walk, yard, (v[3] < lay.green_p, v[4] < lay.green_p), cross)
 
 
 def _flat(thing: Thing, x0: float, x1: float, z0: float, z1: float, y: float, rgb: Rgb, label: int, tex: int) -> None:
@@ -131,7 +64,7 @@ def ground(d: Domain, st: Street, u: Sequence[float]) -> Thing:
         rgb, label, tex = (grass, TERRAIN, GRASS) if green else (walk, SIDEWALK, PAVING)
         _flat(floor, s * st.front(s), s * 250.0, NEAR, END, 0.0, shade(rgb, 0.97), label, tex)
         _flat(floor, s * st.edge(s), s * st.front(s), NEAR, END, KERB, walk, SIDEWALK, PAVING)
-        if u[4 + (s > 0)] < 0.3:
+        if u[4 + (s > 0)] < d.layout.verge_p:
             strip = st.edge(s) + min(1.1, 0.35 * st.walk[s > 0])
             _flat(floor, s * (st.edge(s) + 0.15), s * strip, NEAR, END, KERB, shade(grass, 0.95), TERRAIN, GRASS)
     _flat(floor, st.left, st.right, NEAR, END, 0.0, road, ROADC, ASPHALT)
@@ -161,12 +94,13 @@ def markings(d: Domain, st: Street, floor: Thing, u: Sequence[float], rails: boo
     middle = -st.lane / 2
     stop = st.cross[0] - 2.0 if st.cross else END
     start = st.cross[1] + 2.0 if st.cross else END
-    spans = [(NEAR, stop), (start, END)] if st.cross else [(NEAR, END)]
+    spans = [(NEAR, stop - 3.4), (start, END)] if st.cross else [(NEAR, END)]
     for z0, z1 in spans:
         if u[1] < 0.35:
             _flat(floor, middle - 0.07, middle + 0.07, z0, z1, 0.0, paint, ROADC, 0)
-        for x in (st.left + d.layout.parking_m, st.right - d.layout.parking_m):
-            if u[2] < 0.75 and st.lanes == 1:
+        for s in (-1.0, 1.0):
+            x = s * (st.edge(s) - d.layout.parking_m)
+            if u[2] < 0.75 and st.parking[s > 0]:
                 _flat(floor, x - 0.06, x + 0.06, z0, z1, 0.0, paint, ROADC, 0)
         for x in ([middle] if u[1] >= 0.35 else []) + ([st.lane / 2, -st.lane * 1.5] if st.lanes == 2 else []):
             z = z0 + 6.0 * u[4]
@@ -182,6 +116,12 @@ def markings(d: Domain, st: Street, floor: Thing, u: Sequence[float], rails: boo
     if rails:
         for x in (-st.lane - 0.72, -st.lane + 0.72):
             _flat(floor, x - 0.06, x + 0.06, NEAR, END, 0.0, mix(d.palette.road, (0.25, 0.24, 0.24), 0.8), ROADC, 0)
+
+
+def _end(d: Domain, dice: Dice) -> float:
+    """Depth (metres) of the house that closes the street, or where the street fades out."""
+    u = dice.table(2, 1)[0]
+    return 95.0 + 110.0 * u[0] if u[1] < d.layout.end_building_p else END
 
 
 def backdrop(d: Domain, st: Street, dice: Dice) -> list[Thing]:
@@ -203,8 +143,8 @@ def backdrop(d: Domain, st: Street, dice: Dice) -> list[Thing]:
                   amp=0.2, lit=0.5)
         things.append(thing)
     u = dice.table(2, 1)[0]
-    z = 95.0 + 110.0 * u[0]
-    if u[1] < d.layout.end_building_p:
+    z = _end(d, dice)
+    if z < END:
         house = street.building(d, 1.0, -14.0 - 8 * u[2], z, z + 12.0, 10.0 + 8.0 * u[3], u)
         x0, x1 = -14.0 - 8 * u[2], 12.0 + 10 * u[4]
         house.x0, house.x1, house.layer = x0, x1, SKYLINE
@@ -221,7 +161,7 @@ def row(d: Domain, st: Street, s: float, numbers: Numbers) -> list[Thing]:
     things: list[Thing] = []
     lay, z = d.layout, -6.0
     fenced = numbers[0][7]
-    for k, u in enumerate(numbers):
+    for u in numbers:
         length = lay.facade_m * (0.6 + 0.8 * u[0])
         z0, z1 = z, z + length
         z = z1 + (0.0 if u[1] < 0.6 else 3.0 * u[2])
@@ -246,13 +186,14 @@ def row(d: Domain, st: Street, s: float, numbers: Numbers) -> list[Thing]:
     return things
 
 
-def _grove(d: Domain, s: float, x: float, z0: float, z1: float, u: Sequence[float]) -> list[Thing]:
+def _grove(d: Domain, s: float, x: float, z0: float, z1: float, u: list[float]) -> list[Thing]:
     """A gap between houses filled with trees in two rows."""
     things = []
     for k in range(3):
         z = z0 + (z1 - z0) * (k + u[k]) / 3
         things.append(street.tree(d, s * (x + 2.2 + 2.5 * u[k + 3]), max(z, 4.0), 0.0, YARD, u[k:] + u[:k]))
-        things.append(street.tree(d, s * (x + 8.0 + 4.0 * u[k + 1]), max(z, 4.0) + 2.0, 0.0, YARD, u[k + 2:] + u[:k + 2]))
+        far = s * (x + 8.0 + 4.0 * u[k + 1])
+        things.append(street.tree(d, far, max(z, 4.0) + 2.0, 0.0, YARD, u[k + 2:] + u[:k + 2]))
     return things
 
 
@@ -300,114 +241,7 @@ def furniture(d: Domain, st: Street, s: float, dice: Dice) -> list[Thing]:
 
 
 def _bollard(d: Domain, x: float, z: float, u: float) -> Thing:
-    return street._post(d, x, z, KERB, 0.95, 0.12, u)
-
-
-def traffic(d: Domain, st: Street, view: View, dice: Dice) -> tuple[list[Thing], bool]:
-    """Moving and parked vehicles lane by lane; also whether there are tram rails."""
-    lay = d.layout
-    rare = dice.table(60, 6)
-    flags = {"truck": rare[0][0] < lay.truck_p, "bus": rare[1][0] < lay.bus_p, "moto": rare[2][0] < lay.moto_p}
-    rails = rare[3][0] < lay.train_p
-    things: list[Thing] = []
-    lanes: list[tuple[float, bool, float, float]] = [(0.0, True, 8.0, lay.traffic_p), (-st.lane, False, 7.0, lay.traffic_p)]
-    if st.lanes == 2:
-        lanes += [(st.lane, True, 6.0, lay.traffic_p), (-2 * st.lane, False, 7.0, lay.traffic_p)]
-    else:
-        lanes += [(st.right - 1.05, True, 3.5, lay.parked_p), (st.left + 1.05, rare[4][1] < 0.3, 4.5, lay.parked_p)]
-    special = [(name, int(rare[i][1] * 2), rare[i]) for i, name in enumerate(("truck", "bus", "moto")) if flags[name]]
-    for lane, (x, rear, first, share) in enumerate(lanes):
-        if lane == 1 and rails:
-            things.append(vehicles.tram(d.palette, x, 13.0 + 32.0 * rare[3][1], rare[3][2:]))
-            continue
-        parked = share == lay.parked_p and lane > 1
-        things += _lane(d, st, view, x, rear, first, share, parked, dice.table(70 + lane, 9),
-                        [s for s in special if (s[1] == lane or (rails and lane == 0))])
-    return things, rails
-
-
-def _lane(d: Domain, st: Street, view: View, x: float, rear: bool, first: float, share: float, parked: bool,
-          numbers: Numbers, special: list[tuple[str, int, list[float]]]) -> list[Thing]:
-    """Vehicles of one lane in driving order; `special` ones take the first free places."""
-    things: list[Thing] = []
-    z = first + (4.0 if parked else 9.0) * numbers[0][7]
-    queue = list(special)
-    for k, u in enumerate(numbers):
-        present = u[7 - (k % 2)] < share
-        gap = 1.0 + 1.6 * u[6] if parked else 4.0 + 14.0 * u[6] * u[6]
-        if z > 150 or (parked and st.crossing(z - 1, z + 6)):
-            z += 5.5
-            continue
-        if queue and k >= 1:
-            kind, _, w = queue.pop(0)
-            things += _special(d, kind, x, z + 4.0 * w[3], rear, w)
-            z += 13.0 + 4.0 * w[3] + gap
-            continue
-        if present:
-            detail = view.focal * 1.5 / z > 9
-            things.append(vehicles.car(d.palette, x + 0.3 * (u[5] - 0.5), z, rear, u, detail))
-        z += 4.9 + gap
-    return things
-
-
-def _special(d: Domain, kind: str, x: float, z: float, rear: bool, w: Sequence[float]) -> list[Thing]:
-    if kind == "bus":
-        return [vehicles.bus(d.palette, x, z, rear, w[2:])]
-    if kind == "truck":
-        return [vehicles.truck(d.palette, x, z, rear, w[2:])]
-    at = 8.0 + 0.5 * (z - 8.0)
-    bike = people.motorcycle(d.palette, x + 0.4, at, w, side=False)
-    return [bike, people.rider(d.palette, x + 0.4, at, w, side=False, motor=True)]
-
-
-def crowd(d: Domain, st: Street, dice: Dice) -> list[Thing]:
-    """Pedestrians on sidewalks and crossing, riders, parked two-wheelers and crossing cars."""
-    lay, pal, things = d.layout, d.palette, list[Thing]()
-    for s in (-1.0, 1.0):
-        for u in dice.table(90 + int(s), 9, 10):
-            z = 6.5 * math.exp(2.1 * u[8])
-            if u[9] < lay.people_p and not st.crossing(z - 0.5, z + 0.5):
-                x = s * (st.edge(s) + 0.7 + (st.walk[s > 0] - 1.0) * u[6])
-                things.append(people.person(pal, x, z, KERB, u))
-                if u[0] < 0.3:
-                    things.append(people.person(pal, x + 0.55, z + 0.25, KERB, u[3:] + u[:3]))
-    for u in dice.table(100, 3, 10):
-        if u[9] < lay.people_p * 0.5:
-            z = st.cross[0] - 2.6 if st.cross else 14.0 + 25.0 * u[8]
-            things.append(people.person(pal, st.left + 1 + (st.right - st.left - 2) * u[7], z + 0.6 * u[6], 0.0, u))
-    for u in dice.table(101, 3):
-        if u[7] < lay.rider_p * 0.55:
-            things += _cyclist(d, st, u)
-    for u in dice.table(102, 5):
-        if u[7] < lay.bike_p * 0.5:
-            s = 1.0 if u[6] < 0.5 else -1.0
-            z, x = 6.0 + 18.0 * u[5], s * (st.front(s) - 0.45)
-            if not st.crossing(z - 1, z + 2):
-                things.append(people.bicycle(pal, x, z, KERB, u, side=True, along=u[4] < 0.6))
-    u = dice.table(103, 1)[0]
-    if u[7] < lay.moto_p * 0.6:
-        s = 1.0 if u[6] < 0.5 else -1.0
-        things.append(people.motorcycle(pal, s * (st.edge(s) - 0.8), 7.0 + 10.0 * u[5], u, side=u[4] < 0.6))
-    if st.cross:
-        for s, u in zip((-1.0, 1.0), dice.table(104, 2), strict=True):
-            if u[7] < lay.traffic_p:
-                x = s * (st.edge(s) * 0.35 + 3.0 * u[6])
-                things.append(vehicles.car_across(pal, x, (st.cross[0] + st.cross[1]) / 2 + s * 2.2, u))
-    return things
-
-
-def _cyclist(d: Domain, st: Street, u: Sequence[float]) -> list[Thing]:
-    """A rider and the bicycle: along the right or left road edge, or crossing."""
-    across = u[6] < 0.3
-    if across:
-        z = st.cross[0] + 1.0 if st.cross else 12.0 + 18.0 * u[5]
-        x = st.left + 1.5 + (st.right - st.left - 3.0) * u[4]
-    else:
-        z = 7.0 + 20.0 * u[5] * u[5]
-        x = st.right - d.layout.parking_m - 0.1 if u[4] < 0.6 else st.left + d.layout.parking_m + 0.1
-        across = u[3] < 0.2
-    bike = people.bicycle(d.palette, x, z, 0.0, u, side=across)
-    return [bike, people.rider(d.palette, x, z, u, side=across, motor=False)]
+    return street.post(d, x, z, KERB, 0.95, 0.12, u)
 
 
 def hood(d: Domain, view: View) -> Thing | None:
@@ -443,6 +277,8 @@ def build(d: Domain, seed: int, view: View) -> list[Thing]:
         things += row(d, st, s, dice.table(5 + int(s), 16))
         things += furniture(d, st, s, dice)
     things += moving + crowd(d, st, dice)
+    end = _end(d, dice)  # nothing is seen through the house that closes the street
+    things = [t for t in things if t.layer <= SKYLINE or t.z0 < end - 1.0]
     cover = hood(d, view)
     if cover is not None:
         things.append(cover)

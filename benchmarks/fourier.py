@@ -1,0 +1,110 @@
+"""How much faster ``segue.ops.fourier.exchange`` is than the published form in numpy, in interleaved pairs.
+
+``python benchmarks/fourier.py`` prints, for each beta, the median and the 90 % interval of numpy's time over ours and
+compares the worse end with the bar; it writes docs/results/fourier.json. One thread on both sides. numpy gets float32,
+in which its transforms are complex64: its faster way.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+import time
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from segue.ops.fourier import exchange, half_width
+
+BAR = 5.0
+BETAS = (0.01, 0.05, 0.09)
+SHAPE = (2, 3, 512, 1024)
+
+
+def published(source: np.ndarray, target: np.ndarray, b: int) -> np.ndarray:
+    """Full complex transforms, amplitudes exchanged in the centred window, recomposed with the source's phases."""
+    ours, theirs = np.fft.fft2(source), np.fft.fft2(target)
+    amplitude = np.fft.fftshift(np.abs(ours), axes=(-2, -1))
+    wanted = np.fft.fftshift(np.abs(theirs), axes=(-2, -1))
+    y, x = source.shape[-2] // 2, source.shape[-1] // 2
+    window = (..., slice(y - b, y + b + 1), slice(x - b, x + b + 1))
+    amplitude[window] = wanted[window]
+    amplitude = np.fft.ifftshift(amplitude, axes=(-2, -1))
+    return np.fft.ifft2(amplitude * np.exp(1j * np.angle(ours))).real
+
+
+def seconds(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def measure(source: Tensor, target: Tensor, beta: float, pairs: int) -> dict[str, float]:
+    """Times in ms, ratio's median and 5th and 95th percentile, largest difference in grey levels."""
+    b = half_width(*SHAPE[-2:], beta)
+    slow_input = source.numpy(), target.numpy()
+    error = np.abs(published(*(x.astype(np.float64) for x in slow_input), b) - exchange(source, target, beta).numpy())
+    times = np.array(
+        [
+            (seconds(lambda: published(*slow_input, b)), seconds(lambda: exchange(source, target, beta)))
+            for _ in range(pairs + 1)
+        ]
+    )[1:]  # the first pair warms up
+    low, median, high = np.percentile(times[:, 0] / times[:, 1], [5, 50, 95])
+    return {
+        "beta": beta,
+        "half_width": b,
+        "numpy_ms": round(1e3 * float(np.median(times[:, 0])), 2),
+        "segue_ms": round(1e3 * float(np.median(times[:, 1])), 2),
+        "ratio_median": round(float(median), 2),
+        "ratio_p05": round(float(low), 2),
+        "ratio_p95": round(float(high), 2),
+        "max_error_grey_levels": float(f"{error.max() * 255:.2g}"),
+    }
+
+
+def processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--pairs", type=int, default=25)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "docs/results/fourier.json")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    g = torch.Generator().manual_seed(0)
+    source, target = torch.rand(SHAPE, generator=g), torch.rand(SHAPE, generator=g)
+    rows = [measure(source, target, beta, arguments.pairs) for beta in BETAS]
+    for row in rows:
+        verdict = "holds" if row["ratio_p05"] >= BAR else "MISSED"
+        print(
+            f"beta {row['beta']}: numpy {row['numpy_ms']} ms, segue {row['segue_ms']} ms, ratio {row['ratio_median']} "
+            f"[{row['ratio_p05']}, {row['ratio_p95']}], worse end against {BAR}: {verdict}, "
+            f"error {row['max_error_grey_levels']} grey levels"
+        )
+    record = {
+        "date": date.today().isoformat(),
+        "command": "python " + " ".join(["benchmarks/fourier.py", *sys.argv[1:]]),
+        "machine": {"processor": processor(), "threads": 1, "torch": torch.__version__, "numpy": np.__version__},
+        "shape": SHAPE,
+        "pairs": arguments.pairs,
+        "bar": BAR,
+        "interval": "5th to 95th percentile of the paired ratios",
+        "rows": rows,
+    }
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(record, indent=2) + "\n")
+    return 0 if all(row["ratio_p05"] >= BAR for row in rows) else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -280,10 +280,12 @@ def test_several_fields_in_a_pattern(tmp_path: Path) -> None:
         save(tmp_path / f"raw/{drive}/image_00/1.png", picture(1))
         save(tmp_path / f"raw/{drive}/image_01/1.png", picture(1))
         save(tmp_path / f"sem/train/{drive}/{drive}_1.png", np.full(SIZE, ord(drive) - 97, np.uint8))
-        save(tmp_path / f"sem/train/{drive}/z_1.png", np.full(SIZE, 6, np.uint8))
+    save(tmp_path / "raw/a/image_00/2.png", picture(2))
+    save(tmp_path / "sem/train/a/z_2.png", np.zeros(SIZE, np.uint8))
     dataset = opened(tmp_path)
-    assert dataset.ids == ["a/1", "b/1"]
-    assert [int(dataset.read_label(i).max()) for i in range(2)] == [0, 1]
+    assert dataset.ids == ["a/1", "a/2", "b/1"]
+    assert dataset.unlabelled_ids == ["a/2"], "{drive} comes twice and must be the same text"
+    assert [int(dataset.read_label(i).max()) for i in (0, 2)] == [0, 1]
 
 
 def test_writing_leaves_no_temporary_file(tmp_path: Path) -> None:

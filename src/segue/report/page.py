@@ -72,7 +72,7 @@ def _context(run: Run, shown: Run, verdict: Verdict) -> dict[str, Any]:
     sets, stages = tables.stage_rows(shown)
     health = [h for s in shown.stages[: tables.MAX_COMPARED] if (h := tables.pseudo_health(shown, s))]
     return {
-        "info": run.info,
+        "head": {key: _known(run.info.get(key)) for key in ("name", "recipe", "created", "seed")},
         "run": shown,
         "state": unfinished(run).rstrip(":"),
         "seed": median_seed(run),
@@ -86,7 +86,7 @@ def _context(run: Run, shown: Run, verdict: Verdict) -> dict[str, Any]:
         "seeds": tables.seed_rows(run),
         "confusion": _confusion(shown),
         "curves": _score_curve(shown, compared),
-        "losses": [(s.name, drawn) for s in shown.stages[: tables.MAX_COMPARED] if (drawn := _losses(s))],
+        "losses": [(c.stage.name, *loss) for c in compared for loss in _losses(c.stage)],
         "health": [h | {"chart": _kept(h)} for h in health],
         "environment": tables.environment({**run.info, "cpu_s": run.info.get("cpu_s", run.result.get("cpu_s"))}),
         "config": run.config[:MAX_CONFIG] + ("\n…" if len(run.config) > MAX_CONFIG else ""),
@@ -202,6 +202,10 @@ def _notes(run: Run) -> list[str]:
     if isinstance(licences, dict):
         out += [f"{name}: {text}" for name, text in licences.items()]
     return out[: tables.MAX_ROWS]
+
+
+def _known(value: object) -> str:
+    return "" if value is None else str(value)
 
 
 def _one(value: float | None) -> str:

@@ -87,9 +87,9 @@ class Run:
 
     @property
     def main(self) -> Stage | None:
-        """The stage that the page is about: the adapted one, else the last that was scored, else the last."""
+        """The stage that the page is about: the adapted one, else the last scored on the target, else the last."""
         adapted = self.roles.get("adapted")
-        scored = [s for s in self.stages if s.evaluations]
+        scored = [s for s in self.stages if self.target in s.evaluations]
         if adapted or not self.stages:
             return adapted
         return (scored or self.stages)[-1]

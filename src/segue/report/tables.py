@@ -34,24 +34,17 @@ class Compared:
 
 
 def compared(run: Run) -> list[Compared]:
-    """The role stages, then others, in run order: what charts and pictures compare."""
-    roles = {stage.name: role for role, stage in run.roles.items()}
-    out: list[Compared] = []
-    others = 0
-    for stage in run.stages:
-        role = roles.get(stage.name)
-        if role:
-            out.append(Compared(stage, ROLE_NAMES[role], ROLE_COLORS[role]))
-        else:
-            color = OTHER_COLORS[others % len(OTHER_COLORS)] if roles or others else "c-adapted"
-            out.append(Compared(stage, stage.name, color))
-            others += 1
-    with_role = [c for c in out if c.stage.name in roles]
-    rest = [c for c in out if c.stage.name not in roles]
-    # The newest stages, the scored ones first: Run.main is always among them.
-    rest = sorted(rest[::-1], key=lambda c: not c.stage.evaluations)
-    kept = {id(c) for c in (with_role + rest)[:MAX_COMPARED]}
-    return [c for c in out if id(c) in kept]
+    """What charts and pictures compare: the role stages, then the newest others in run order; at most six."""
+    roles = run.roles
+    out = [Compared(roles[r], ROLE_NAMES[r], ROLE_COLORS[r]) for r in ROLES if r in roles]
+    taken = {c.stage.name for c in out}
+    others = [s for s in run.stages if s.name not in taken][::-1]
+    others.sort(key=lambda s: run.target not in s.evaluations)  # scored ones first: Run.main is always among them
+    kept = {s.name for s in others[: MAX_COMPARED - len(out)]}
+    for stage in (s for s in run.stages if s.name in kept and s.name not in taken):
+        color = OTHER_COLORS[(len(out) - len(taken)) % len(OTHER_COLORS)] if out else "c-adapted"
+        out.append(Compared(stage, stage.name, color))
+    return out
 
 
 def class_names(run: Run, evaluations: Sequence[Evaluation]) -> list[str]:
@@ -62,15 +55,17 @@ def class_names(run: Run, evaluations: Sequence[Evaluation]) -> list[str]:
 
 
 def class_rows(run: Run, shown: Sequence[Compared]) -> list[dict[str, Any]]:
-    """One row a class: name, colour, and the IoU in percent of each shown stage on the target (None = none)."""
+    """One row a class: name, colour, whether it has no ground truth, and each stage's IoU on the target in percent."""
     scored = [(c, c.stage.evaluations[run.target]) for c in shown if run.target in c.stage.evaluations]
     rows = []
+    matrices = [e.confusion for _, e in scored if e.confusion is not None]
+    unlabelled = set(np.flatnonzero(matrices[0].sum(1) == 0).tolist()) if matrices else set()
     for index, name in enumerate(class_names(run, [e for _, e in scored])):
         if not any(name in e.iou for _, e in scored):
             continue
         bars = [{"value": _percent(e.iou.get(name, math.nan)), "color": c.color, "title": c.title} for c, e in scored]
         color = run.labels.colors[index] if run.labels is not None else None
-        rows.append({"name": name, "rgb": color, "bars": bars})
+        rows.append({"name": name, "rgb": color, "bars": bars, "unlabelled": index in unlabelled})
     return rows
 
 

@@ -37,6 +37,7 @@ def save_model(folder: Path, model: SegModel, labels: LabelSpace, info: Mapping[
     description = {
         "format": FORMAT,
         "model": model.config.model_dump(mode="json"),
+        "layout": model.layout(),
         "labels": labels.to_dict(),
         "normalisation": {"mean": model.mean.flatten().tolist(), "std": model.std.flatten().tolist()},
         **info,
@@ -70,7 +71,7 @@ def load_model(path: Path) -> tuple[SegModel, LabelSpace, dict[str, Any]]:
         config = {**info["model"], "weights": None}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"cannot read {folder / 'model.json'}: {error}") from error
-    model = build_model(config, len(labels))
+    model = build_model(config, len(labels), layout=info.get("layout"))
     load_into(model, folder)
     model.eval()
     return model, labels, info

@@ -196,6 +196,8 @@ class Recipe(Settings):
     transform: TransformConfig = TransformConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     stages: tuple[StageConfig, ...] = Field(min_length=1)
+    threads: PositiveInt | None = None
+    """CPU threads of torch; results are the same bytes only at one number of threads. Default: torch's own."""
     loggers: tuple[Literal["tensorboard"], ...] = ()
     """Trackers beside metrics.jsonl."""
 

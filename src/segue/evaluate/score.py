@@ -166,9 +166,10 @@ def save_samples(
     """Store thumbnails of a few images for the report; returns their ids.
 
     The images are ``count`` evenly spaced ones (the same for every stage) and those of ``ids``, such as the worst.
-    ``run_folder/samples/<name>/<id>_image.jpg`` and ``<id>_label.png`` (when there are labels) are shared by stages,
-    ``stage_folder/images/<name>/<id>.png`` is the prediction: palette PNGs of train ids, long side at most 640 px. ``samples/<name>/evenly_spaced.json`` lists the former ids.
-    The model predicts at the label's resolution where there is one, else at the picture's.
+    Shared by all stages, under ``run_folder/samples/<name>/``: ``<id>_image.jpg``, ``<id>_label.png`` (when there are
+    labels) and ``evenly_spaced.json`` (ids of the former). ``stage_folder/images/<name>/<id>.png`` is the prediction.
+    Maps are palette PNGs of train ids, long side at most 640 px. The model predicts at the label's resolution where
+    there is one, else at the picture's.
     """
     chosen = sample_ids(dataset.ids, count)
     even = list(chosen)

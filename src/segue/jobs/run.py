@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import median_low
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 from segue import report, runs
@@ -48,6 +49,8 @@ def run(
 
     ``UserError`` when the folder holds another run, is in use, or anything in the recipe or the data is wrong.
     """
+    if recipe.threads is not None:
+        torch.set_num_threads(recipe.threads)
     hardware = launch(device, gpus)
     wanted = list(seeds) or [recipe.seed]
     folders = {seed: folder if len(wanted) == 1 else folder / f"seed_{seed}" for seed in wanted}

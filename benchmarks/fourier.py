@@ -8,16 +8,10 @@ in which its transforms are complex64: its faster way.
 from __future__ import annotations
 
 import argparse
-import json
-import platform
-import sys
-import time
-from collections.abc import Callable
-from datetime import date
-from pathlib import Path
 
 import numpy as np
 import torch
+from common import paired, record, verdict, wall
 from torch import Tensor
 
 from segue.ops.fourier import exchange, half_width
@@ -39,71 +33,33 @@ def published(source: np.ndarray, target: np.ndarray, b: int) -> np.ndarray:
     return np.fft.ifft2(amplitude * np.exp(1j * np.angle(ours))).real
 
 
-def seconds(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
-
-
 def measure(source: Tensor, target: Tensor, beta: float, pairs: int) -> dict[str, float]:
     """Times in ms, ratio's median and 5th and 95th percentile, largest difference in grey levels."""
     b = half_width(*SHAPE[-2:], beta)
     slow_input = source.numpy(), target.numpy()
     error = np.abs(published(*(x.astype(np.float64) for x in slow_input), b) - exchange(source, target, beta).numpy())
-    times = np.array(
-        [
-            (seconds(lambda: published(*slow_input, b)), seconds(lambda: exchange(source, target, beta)))
-            for _ in range(pairs + 1)
-        ]
-    )[1:]  # the first pair warms up
-    low, median, high = np.percentile(times[:, 0] / times[:, 1], [5, 50, 95])
-    return {
-        "beta": beta,
-        "half_width": b,
-        "numpy_ms": round(1e3 * float(np.median(times[:, 0])), 2),
-        "segue_ms": round(1e3 * float(np.median(times[:, 1])), 2),
-        "ratio_median": round(float(median), 2),
-        "ratio_p05": round(float(low), 2),
-        "ratio_p95": round(float(high), 2),
-        "max_error_grey_levels": float(f"{error.max() * 255:.2g}"),
-    }
-
-
-def processor() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    row = paired(
+        lambda: published(*slow_input, b), lambda: exchange(source, target, beta), pairs, wall
+    )
+    return {"beta": beta, "half_width": b, **row, "max_error_grey_levels": float(f"{error.max() * 255:.2g}")}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pairs", type=int, default=25)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "docs/results/fourier.json")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     g = torch.Generator().manual_seed(0)
     source, target = torch.rand(SHAPE, generator=g), torch.rand(SHAPE, generator=g)
     rows = [measure(source, target, beta, arguments.pairs) for beta in BETAS]
     for row in rows:
-        verdict = "holds" if row["ratio_p05"] >= BAR else "MISSED"
         print(
-            f"beta {row['beta']}: numpy {row['numpy_ms']} ms, segue {row['segue_ms']} ms, ratio {row['ratio_median']} "
-            f"[{row['ratio_p05']}, {row['ratio_p95']}], worse end against {BAR}: {verdict}, "
+            f"beta {row['beta']}: numpy {row['a_ms']} ms, segue {row['b_ms']} ms, ratio {row['ratio_median']} "
+            f"[{row['ratio_p05']}, {row['ratio_p95']}], worse end against {BAR}: {verdict(row, BAR, at_most=False)}, "
             f"error {row['max_error_grey_levels']} grey levels"
         )
-    record = {
-        "date": date.today().isoformat(),
-        "command": "python " + " ".join(["benchmarks/fourier.py", *sys.argv[1:]]),
-        "machine": {"processor": processor(), "threads": 1, "torch": torch.__version__, "numpy": np.__version__},
-        "shape": SHAPE,
-        "pairs": arguments.pairs,
-        "bar": BAR,
-        "interval": "5th to 95th percentile of the paired ratios",
-        "rows": rows,
-    }
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(record, indent=2) + "\n")
-    return 0 if all(row["ratio_p05"] >= BAR for row in rows) else 1
+    record("fourier", BAR, rows, shape=SHAPE)
+    return 0 if all(verdict(row, BAR, at_most=False) == "holds" for row in rows) else 1
 
 
 if __name__ == "__main__":

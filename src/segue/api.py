@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from segue import predict as prediction
-from segue import recipes, runs
+from segue import recipes
 from segue.checkpoint import load_model
 from segue.config import DatasetConfig
 from segue.data.dataset import open_dataset
@@ -54,8 +54,7 @@ def run(
 ) -> RunResult:
     """Run a recipe (file, shipped name, or containers) into ``out`` (default ``runs/<name>/<time>``)."""
     given = recipes.load(recipe, overrides)
-    folder = Path(out) if out is not None else runs.create(Path("runs"), given.name)
-    return run_recipe(given, folder, resume=resume, device=device, seeds=seeds)
+    return run_recipe(given, Path(out) if out is not None else None, resume=resume, device=device, seeds=seeds)
 
 
 def evaluate(

@@ -64,15 +64,11 @@ def run(
     """Run a recipe: train its stages, score them, write the report."""
     given = recipes.load(recipe, overrides or [])
     numbers = _seeds(seeds)
-    from segue import runs
-
-    if out is None:
-        root = Path("runs")
-        out = runs.latest(root, given.name) if resume else runs.create(root, given.name)
     from segue.jobs.run import run as run_recipe
 
     result = run_recipe(given, out, resume=resume, device=device, gpus=gpus, seeds=numbers)
-    _print_summary(result.folder, result.summary)
+    if result.rank == 0:
+        _print_summary(result.folder, result.summary)
 
 
 def _seeds(text: str) -> list[int]:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
+import torch.distributed as dist
 
 from segue.errors import UserError
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -17,6 +23,19 @@ class Hardware:
     device: torch.device
     rank: int = 0
     world: int = 1
+
+    def barrier(self) -> None:
+        """Wait for all processes."""
+        if self.world > 1:
+            dist.barrier()
+
+    def agree(self, value: T) -> T:
+        """Rank 0's value, on every rank."""
+        if self.world == 1:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, 0)
+        return values[0]
 
 
 def launch(device: str = "auto", gpus: int | None = None) -> Hardware:
@@ -33,7 +52,8 @@ def launch(device: str = "auto", gpus: int | None = None) -> Hardware:
         return Hardware(torch.device(kind, int(match[2])) if match[2] else torch.device(kind))
     from lightning_fabric import Fabric  # 3 CPU-seconds: only where several processes need it
 
-    fabric = Fabric(accelerator=kind, devices=gpus or "auto", strategy="ddp")
+    local, nodes = _group(gpus)
+    fabric = Fabric(accelerator=kind, devices=local, num_nodes=nodes, strategy="ddp")
     fabric.launch()
     return Hardware(fabric.device, fabric.global_rank, fabric.world_size)
 
@@ -54,7 +74,14 @@ def _require(kind: str, index: int, gpus: int | None) -> None:
         raise UserError("several devices need cuda or cpu")
 
 
-def _distributed(gpus: int | None) -> bool:
-    import os
+def _group(gpus: int | None) -> tuple[int, int]:
+    """Processes a node and nodes: what torchrun or SLURM set, else ``gpus`` here."""
+    if "LOCAL_WORLD_SIZE" in os.environ:
+        local = int(os.environ["LOCAL_WORLD_SIZE"])
+        return local, int(os.environ["WORLD_SIZE"]) // local
+    nodes = int(os.environ.get("SLURM_NNODES", "1"))
+    return gpus or int(os.environ.get("SLURM_NTASKS", "1")) // nodes, nodes
 
-    return (gpus or 1) > 1 or int(os.environ.get("WORLD_SIZE", "1")) > 1 or int(os.environ.get("SLURM_NTASKS", "1")) > 1
+
+def _distributed(gpus: int | None) -> bool:
+    return (gpus or 1) > 1 or any(int(os.environ.get(name, "1")) > 1 for name in ("WORLD_SIZE", "SLURM_NTASKS"))

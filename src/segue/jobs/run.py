@@ -13,7 +13,6 @@ from statistics import median_low
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from segue import report, runs
 from segue.config import Recipe
@@ -34,11 +33,12 @@ class RunResult:
     folder: Path
     stages: dict[int, dict[str, Any]]
     summary: dict[str, Any]
+    rank: int = 0
 
 
 def run(
     recipe: Recipe,
-    folder: Path,
+    folder: Path | None = None,
     *,
     resume: bool = False,
     device: str = "auto",
@@ -47,11 +47,15 @@ def run(
 ) -> RunResult:
     """Run a recipe into ``folder``, once for every seed; finished stages are kept when resuming.
 
+    Without a folder it is ``runs/<name>/<time>``, or the newest of that name when resuming.
+
     ``UserError`` when the folder holds another run, is in use, or anything in the recipe or the data is wrong.
     """
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
     hardware = launch(device, gpus)
+    if folder is None:
+        folder = hardware.agree(_default(recipe.name, resume) if hardware.rank == 0 else Path())
     wanted = list(seeds) or [recipe.seed]
     folders = {seed: folder if len(wanted) == 1 else folder / f"seed_{seed}" for seed in wanted}
     recipes = {seed: recipe.model_copy(update={"seed": seed}) for seed in wanted}
@@ -63,14 +67,18 @@ def run(
             for seed in wanted:
                 _manifest(folders[seed], recipes[seed], [seed])
             _manifest(folder, recipe, wanted)
-        if hardware.world > 1:
-            dist.barrier()
+        hardware.barrier()
         earlier = sum(read_json(p).get("cpu_s", 0.0) for p in folder.glob("**/stage.json"))
         found = {seed: stages.run(jobs[seed], resume) for seed in wanted}
         summary = summarise(recipe, found) | {"cpu_s": earlier + runs.cpu_seconds()}
         if hardware.rank == 0:
             _finish(folder, folders, summary)
-    return RunResult(folder, found, summary)
+    return RunResult(folder, found, summary, hardware.rank)
+
+
+def _default(name: str, resume: bool) -> Path:
+    root = Path("runs")
+    return runs.latest(root, name) if resume else runs.create(root, name)
 
 
 def _open(folder: Path, recipe: Recipe, seeds: list[int], resume: bool) -> None:

@@ -198,7 +198,9 @@ def _run_stage(job: Job, stage: StageConfig, resume: bool) -> dict[str, Any]:
     folder = job.stage_folder(stage)
     folder.mkdir(parents=True, exist_ok=True)
     cpu = runs.cpu_seconds()
-    record = runs.update(folder / "stage.json", **_describe(stage), status="running")
+    record = _describe(stage)
+    if job.hardware.rank == 0:
+        record = runs.update(folder / "stage.json", **record, status="running")
     method = build_method(job, stage)
     streams = build_streams(job, stage)
     place = Place(
@@ -213,17 +215,18 @@ def _run_stage(job: Job, stage: StageConfig, resume: bool) -> dict[str, Any]:
         world=job.hardware.world,
     )
     iterations = fit(method, streams, job.recipe.train_of(stage), job.recipe.optim_of(stage), place, resume=resume)
-    if job.hardware.rank != 0:
-        return record
-    evaluations = _score(job, method.predictor(), folder)
-    return runs.update(
-        folder / "stage.json",
-        status="finished",
-        iterations=iterations,
-        parameters=sum(p.numel() for p in method.predictor().parameters()),
-        evaluations=evaluations,
-        cpu_s=record.get("cpu_s", 0.0) + runs.cpu_seconds() - cpu,
-    )
+    if job.hardware.rank == 0:
+        runs.update(
+            folder / "stage.json",
+            status="finished",
+            iterations=iterations,
+            parameters=sum(p.numel() for p in method.predictor().parameters()),
+            evaluations=_score(job, method.predictor(), folder),
+            cpu_s=record.get("cpu_s", 0.0) + runs.cpu_seconds() - cpu,
+        )
+    job.hardware.barrier()  # the next stage of every rank starts from what rank 0 has written
+    finished: dict[str, Any] = read_json(folder / "stage.json")
+    return finished
 
 
 def _score(job: Job, model: SegModel, folder: Path) -> dict[str, Any]:

@@ -1,0 +1,119 @@
+"""What the engine costs over a bare loop: ``python benchmarks/engine.py``.
+
+The same model, batches already in memory, loss and optimiser on both sides, and a line of metrics a block;
+a step of at least 200 ms. Blocks of 3 iterations are interleaved; each block ends with its line of metrics.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from common import paired, record, verdict, wall
+
+from segue.config import OptimConfig, TrainConfig
+from segue.data.batch import Batch, Meta
+from segue.engine import Place, _Loop
+from segue.labels import load_space
+from segue.methods.supervised import Supervised, SupervisedConfig
+from segue.models.build import build_model
+from segue.ops.losses import segmentation
+
+BAR = 1.05
+SIZE = (8, 256, 512)
+BLOCK = 3
+PAIRS = 15
+
+
+def batch() -> Batch:
+    """One labelled batch, as a loader gives it."""
+    n, h, w = SIZE
+    g = torch.Generator().manual_seed(0)
+    return Batch(
+        image=torch.randint(0, 256, (n, 3, h, w), generator=g, dtype=torch.uint8),
+        label=torch.randint(0, 19, (n, h, w), generator=g, dtype=torch.uint8),
+        pixel=torch.ones(n, h, w, dtype=torch.bool),
+        weight=None,
+        label_count=torch.tensor(float(n * h * w)),
+        meta=tuple(Meta(i, str(i), "memory", (h, w)) for i in range(n)),
+    )
+
+
+class Memory:
+    """A stream that gives the same batch for ever."""
+
+    iterations_per_epoch = 1.0
+
+    def __init__(self, given: Batch) -> None:
+        self.given = given
+
+    def iterate(self, start: int) -> Iterator[list[Batch]]:
+        """The batch, again and again."""
+        while True:
+            yield [self.given]
+
+
+def bare(model: torch.nn.Module, given: Batch, log: Path) -> object:
+    """A training loop as one writes it by hand; returns the function that runs one block."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, fused=True)
+    model.train()
+
+    def block() -> None:
+        losses = []
+        for _ in range(BLOCK):
+            image, label = given.image.float().div_(255), given.label.long()
+            loss = segmentation(model(image), label, pixel=given.pixel, denominator=given.label_count)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        with log.open("a") as file:
+            file.write(json.dumps({"loss": sum(losses) / len(losses)}) + "\n")
+
+    return block
+
+
+def engine(model: torch.nn.Module, given: Batch, folder: Path) -> object:
+    """The engine's loop, opened so that a block of iterations can be run at a time."""
+    labels = load_space("cityscapes19")
+    method = Supervised(SupervisedConfig(name="supervised"), model, labels, {})  # type: ignore[arg-type]
+    train = TrainConfig(iterations=10**6, log_every=BLOCK, checkpoint_every=10**6)
+    place = Place(folder=folder, device=torch.device("cpu"), labels=labels, info={})
+    loop = _Loop(method, {"source": Memory(given)}, train, OptimConfig(), place)
+    loop._begin()
+    method.train()
+    stream = loop.streams["source"].iterate(0)
+
+    def block() -> None:
+        for _ in range(BLOCK):
+            loop._iterate({"source": next(stream)})
+            loop.iteration += 1
+            loop._after_iteration([])
+
+    return block
+
+
+def main() -> int:
+    """Measure, print, store."""
+    given = batch()
+    config = {"name": "bisenet", "width": 0.25}
+    with tempfile.TemporaryDirectory() as folder:
+        torch.manual_seed(0)
+        ours = engine(build_model(config, 19), replace(given), Path(folder))
+        torch.manual_seed(0)
+        theirs = bare(build_model(config, 19), given, Path(folder) / "bare.jsonl")
+        row = paired(ours, theirs, PAIRS, wall)  # type: ignore[arg-type]
+    step = row["b_ms"] / BLOCK
+    interval = f"{row['ratio_median']} [{row['ratio_p05']}, {row['ratio_p95']}]"
+    print(f"bare step {step:.0f} ms; engine over bare loop {interval}")
+    print(f"worse end against {BAR}: {verdict(row, BAR, at_most=True)}")
+    record("engine", BAR, [row], shape=SIZE, iterations_a_block=BLOCK)
+    return 0 if verdict(row, BAR, at_most=True) == "holds" and step >= 200 else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

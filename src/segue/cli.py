@@ -86,7 +86,7 @@ def _print_summary(folder: Path, summary: dict[str, Any]) -> None:
             print(f"  {role:18} {value:5.1f}")
         if "gap_closed" in summary:
             print(f"  {'gap closed':18} {100 * summary['gap_closed']:5.0f} %")
-    print(f"{summary['cpu_s']:.0f} CPU-seconds; report: {folder / 'report.html'}")
+    print(f"{summary['cpu_s']:.0f} CPU-seconds, {summary['peak_memory_gb']:.1f} GB; report: {folder / 'report.html'}")
 
 
 @app.command()

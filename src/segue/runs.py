@@ -124,10 +124,3 @@ class Metrics:
         """Close the file."""
         self._file.close()
 
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All whole lines of a metrics file (a line cut short by a kill is left out)."""
-    if not path.exists():
-        return []
-    lines = path.read_text("utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1] if line]

@@ -70,7 +70,10 @@ def run(
         hardware.barrier()
         earlier = sum(read_json(p).get("cpu_s", 0.0) for p in folder.glob("**/stage.json"))
         found = {seed: stages.run(jobs[seed], resume) for seed in wanted}
-        summary = summarise(recipe, found) | {"cpu_s": earlier + runs.cpu_seconds()}
+        summary = summarise(recipe, found) | {
+            "cpu_s": earlier + runs.cpu_seconds(),
+            "peak_memory_gb": runs.peak_memory_gb(),
+        }
         if hardware.rank == 0:
             _finish(folder, folders, summary)
     return RunResult(folder, found, summary, hardware.rank)
@@ -122,8 +125,9 @@ def _manifest(folder: Path, recipe: Recipe, seeds: list[int]) -> None:
 
 def _finish(folder: Path, folders: dict[int, Path], summary: dict[str, Any]) -> None:
     finished = time.strftime("%Y-%m-%d %H:%M:%S")
+    used = {"cpu_s": summary["cpu_s"], "peak_memory_gb": summary["peak_memory_gb"]}
     for where in {folder, *folders.values()}:
-        runs.update(where / "run.json", finished=finished, status="finished", cpu_s=summary["cpu_s"])
+        runs.update(where / "run.json", finished=finished, status="finished", **used)
     write_json(folder / "result.json", summary)
     report.write(folder)
 

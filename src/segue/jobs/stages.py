@@ -13,6 +13,7 @@ from torch import nn
 
 from segue import checkpoint, runs
 from segue.config import Recipe, StageConfig, merge
+from segue.data.audit import class_shares
 from segue.data.dataset import Dataset, open_dataset
 from segue.data.loaders import Stream
 from segue.engine import Place, fit
@@ -222,6 +223,7 @@ def _run_stage(job: Job, stage: StageConfig, resume: bool) -> dict[str, Any]:
             iterations=iterations,
             parameters=sum(p.numel() for p in method.predictor().parameters()),
             evaluations=_score(job, method.predictor(), folder),
+            prior=_prior(job, stage),
             cpu_s=record.get("cpu_s", 0.0) + runs.cpu_seconds() - cpu,
         )
     job.hardware.barrier()  # the next stage of every rank starts from what rank 0 has written
@@ -248,6 +250,15 @@ def _score(job: Job, model: SegModel, folder: Path) -> dict[str, Any]:
         worst = [row["id"] for row in found[text]["worst"][: given.samples]]
         score.save_samples(model, dataset, job.labels, job.folder, folder, text, count=given.samples, ids=worst)
     return found
+
+
+def _prior(job: Job, stage: StageConfig) -> dict[str, float] | None:
+    """Class shares of the first labelled stream, from evenly spaced labels; what pseudo-labels are compared with."""
+    labelled = [name for name in METHODS.get(str(stage.method["name"])).uses_labels if name in stage.data]
+    if not labelled:
+        return None
+    shares, _, _ = class_shares(job.dataset(stage.data[labelled[0]][0].data, stage.name))
+    return dict(zip(job.labels.classes, shares, strict=True))
 
 
 def _describe(stage: StageConfig) -> dict[str, Any]:

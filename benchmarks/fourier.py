@@ -38,9 +38,7 @@ def measure(source: Tensor, target: Tensor, beta: float, pairs: int) -> dict[str
     b = half_width(*SHAPE[-2:], beta)
     slow_input = source.numpy(), target.numpy()
     error = np.abs(published(*(x.astype(np.float64) for x in slow_input), b) - exchange(source, target, beta).numpy())
-    row = paired(
-        lambda: published(*slow_input, b), lambda: exchange(source, target, beta), pairs, wall
-    )
+    row = paired(lambda: published(*slow_input, b), lambda: exchange(source, target, beta), pairs, wall)
     return {"beta": beta, "half_width": b, **row, "max_error_grey_levels": float(f"{error.max() * 255:.2g}")}
 
 

@@ -85,7 +85,11 @@ def load_into(model: SegModel, folder: Path) -> None:
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"cannot read {path}: {error}") from error
     own = model.state_dict()
-    wrong = [f"{k} {tuple(v.shape)} != {tuple(own[k].shape)}" for k, v in tensors.items() if k in own and v.shape != own[k].shape]
+    wrong = [
+        f"{k} {tuple(v.shape)} != {tuple(own[k].shape)}"
+        for k, v in tensors.items()
+        if k in own and v.shape != own[k].shape
+    ]
     absent = [f"missing {k}" for k in own if k not in tensors] + [f"unexpected {k}" for k in tensors if k not in own]
     if wrong or absent:
         faults = [*wrong, *absent]
@@ -126,7 +130,7 @@ def save(
         save_model(temporary, model, labels, info)
         with (temporary / "state.pt").open("wb") as file:
             torch.save(dict(state), file)
-        os.replace(temporary, final)
+        temporary.replace(final)
     except (OSError, SafetensorError, RuntimeError) as error:
         raise CheckpointError(
             f"cannot write checkpoint {final}: {error}; earlier checkpoints are untouched, free space and use --resume"
@@ -152,7 +156,9 @@ def load_state(folder: Path) -> dict[str, Any]:
     try:
         state: dict[str, Any] = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a damaged file
-        raise CheckpointError(f"cannot read {folder / 'state.pt'}: {error}; delete {folder} to resume earlier") from error
+        raise CheckpointError(
+            f"cannot read {folder / 'state.pt'}: {error}; delete {folder} to resume earlier"
+        ) from error
     return state
 
 

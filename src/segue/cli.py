@@ -80,7 +80,9 @@ def _seeds(text: str) -> list[int]:
 
 def _print_summary(folder: Path, summary: dict[str, Any]) -> None:
     if "miou" in summary:
-        several = f", median seed {summary['median_seed']} of {len(summary['seeds'])}" if len(summary["seeds"]) > 1 else ""
+        several = (
+            f", median seed {summary['median_seed']} of {len(summary['seeds'])}" if len(summary["seeds"]) > 1 else ""
+        )
         print(f"mIoU on {summary['data']} (last checkpoint{several}):")
         for role, value in summary["miou"].items():
             print(f"  {role:18} {value:5.1f}")
@@ -162,7 +164,9 @@ def report(folder: Annotated[Path, typer.Argument(help="Run folder.")]) -> None:
 
 
 @app.command("list")
-def list_names(kind: Annotated[str, typer.Argument(help="methods, models, datasets, recipes, spaces or domains.")]) -> None:
+def list_names(
+    kind: Annotated[str, typer.Argument(help="methods, models, datasets, recipes, spaces or domains.")],
+) -> None:
     """Names that recipes can use."""
     for line in _names(kind):
         print(line)
@@ -265,7 +269,9 @@ def data_scenes(
     num: Annotated[int, typer.Option(help="Images.", min=1)] = 100,
     seed: Annotated[int, typer.Option(help="Equal seeds give equal files.", min=0)] = 0,
     domain: Annotated[str, typer.Option(help="game, city, or random-SEED.")] = "city",
-    drift: Annotated[float | None, typer.Option(help="0 = game, 1 = --domain, between them a mixture.", min=0, max=1)] = None,
+    drift: Annotated[
+        float | None, typer.Option(help="0 = game, 1 = --domain, between them a mixture.", min=0, max=1)
+    ] = None,
     layout: Annotated[str, typer.Option(help="cityscapes or gta5.")] = "cityscapes",
     split: Annotated[str, typer.Option(help="Split to write.")] = "train",
     size: Annotated[str, typer.Option(help="HEIGHTxWIDTH in pixels.")] = "128x256",

@@ -43,7 +43,7 @@ class TransformConfig(Settings):
     scale: tuple[PositiveFloat, PositiveFloat] = (1.0, 1.0)
     """Random scale factor, uniform in this range."""
     crop: Size | None = None
-    """Random crop to (height, width); smaller images are padded (pixels outside enter no loss). Default: whole image."""
+    """Random crop to (height, width); smaller images are padded, and padding enters no loss. Default: whole image."""
     max_class_share: float = Field(1.0, gt=0, le=1)
     """Redraw a labelled crop, up to 10 times, while one class fills more than this share (mmseg uses 0.75)."""
     flip: float = Field(0.5, ge=0, le=1)
@@ -162,7 +162,9 @@ class StageConfig(Settings):
     def _data(cls, value: Any) -> Any:
         if not isinstance(value, dict):
             return value
-        return {stream: [_mixture(v) for v in (row if isinstance(row, list) else [row])] for stream, row in value.items()}
+        return {
+            stream: [_mixture(v) for v in (row if isinstance(row, list) else [row])] for stream, row in value.items()
+        }
 
 
 def _mixture(value: Any) -> Any:
@@ -242,7 +244,9 @@ class Recipe(Settings):
 
     def optim_of(self, stage: StageConfig) -> OptimConfig:
         """``optim`` with the stage's own values on top."""
-        return check(OptimConfig, merge(self.optim.model_dump(exclude_unset=True), stage.optim), f"stages.{stage.name}.optim")
+        return check(
+            OptimConfig, merge(self.optim.model_dump(exclude_unset=True), stage.optim), f"stages.{stage.name}.optim"
+        )
 
     def transform_of(self, stage: StageConfig, stream: str) -> TransformConfig:
         """``transform`` with the stage's and the stream's own values on top."""

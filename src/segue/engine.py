@@ -1,8 +1,8 @@
 """THE training loop: one iteration = micro-batches x yields of the method, one all-reduce, one step of every optimiser.
 
-Everything a method must not know lives here once: device, precision, accumulation, ranks, clipping, NaN policy, learning
-rates, logs, checkpoints, resume, signals. On a CPU at one thread count, a run that was killed anywhere and resumed ends
-with the same bytes as one that was not.
+Everything a method must not know lives here once: device, precision, accumulation, ranks, clipping, NaN policy,
+learning rates, logs, checkpoints, resume, signals. On a CPU at one thread count, a run that was killed anywhere and
+resumed ends with the same bytes as one that was not.
 """
 
 from __future__ import annotations
@@ -213,8 +213,8 @@ class _Loop:
         path = self.place.folder / "nan_batch.json"
         write_json(path, {"iteration": self.iteration, "terms": bad, "ids": ids})
         return Diverged(
-            f"training diverged at iteration {self.iteration}: {', '.join(bad)} is not finite; image ids are in {path}; "
-            f"lower optim.lr or set train.clip_norm, then start again (the last checkpoint is good)"
+            f"training diverged at iteration {self.iteration}: {', '.join(bad)} is not finite; image ids are in "
+            f"{path}; lower optim.lr or set train.clip_norm, then start again (the last checkpoint is good)"
         )
 
     def _after_iteration(self, stop: list[int]) -> None:
@@ -229,7 +229,9 @@ class _Loop:
             self._save()
         if stop:
             self._save()
-            raise Interrupted(f"stopped by {signal.Signals(stop[0]).name} after iteration {self.iteration}, all is saved")
+            raise Interrupted(
+                f"stopped by {signal.Signals(stop[0]).name} after iteration {self.iteration}, all is saved"
+            )
 
     def _flush(self) -> None:
         """One line of metrics.jsonl: the mean of every number since the last line."""
@@ -331,4 +333,3 @@ def _signals() -> Iterator[list[int]]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-

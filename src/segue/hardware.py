@@ -12,7 +12,6 @@ import torch.distributed as dist
 
 from segue.errors import UserError
 
-
 T = TypeVar("T")
 
 

@@ -22,7 +22,9 @@ def build_optimizers(networks: dict[str, nn.Module], config: OptimConfig) -> dic
         raise UserError(f"optim.networks names {sorted(unknown)}, this method has {sorted(networks)}")
     base = config.model_dump(exclude_unset=True, exclude={"networks"})
     return {
-        name: _optimizer(network, check(OptimConfig, merge(base, config.networks.get(name, {})), f"optim.networks.{name}"))
+        name: _optimizer(
+            network, check(OptimConfig, merge(base, config.networks.get(name, {})), f"optim.networks.{name}")
+        )
         for name, network in networks.items()
     }
 
@@ -75,7 +77,9 @@ def lr_factor(schedule: ScheduleConfig, iteration: int, total: int, per_epoch: f
     return factor
 
 
-def set_lr(optimizers: dict[str, Optimizer], config: OptimConfig, iteration: int, total: int, per_epoch: float) -> float:
+def set_lr(
+    optimizers: dict[str, Optimizer], config: OptimConfig, iteration: int, total: int, per_epoch: float
+) -> float:
     """Set the learning rate of every group for an iteration; returns that of the model's first group."""
     for name, optimizer in optimizers.items():
         own = config.networks.get(name, {}).get("schedule")

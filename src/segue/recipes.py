@@ -69,7 +69,7 @@ def collect(
         # A list replaces the one below it as a whole, so must its explanations.
         replaced = tuple(f"{k}." for k, v in layer.items() if isinstance(v, list))
         why = {k: v for k, v in why.items() if not k.startswith(replaced)} if replaced else why
-        why.update({key: source for key in _leaves(layer)})
+        why.update(dict.fromkeys(_leaves(layer), source))
     settings = [
         (f"environment {k}", k.removeprefix(ENV_PREFIX).lower().replace("__", "."), v)
         for k, v in sorted(environment.items())
@@ -174,4 +174,3 @@ def _item(rows: list[Any], part: str, where: str) -> int:
     if part.isdigit() and int(part) < len(rows):
         return int(part)
     raise ConfigError(f"{where} has no item {part!r}{nearest(part, names)}")
-

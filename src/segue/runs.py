@@ -22,7 +22,16 @@ from typing import Any
 from segue.errors import UserError
 from segue.files import finite, read_json, write_json
 
-VERSIONS = ("segue", "torch", "torchvision", "timm", "kornia", "lightning-fabric", "numpy", "opencv-contrib-python-headless")
+VERSIONS = (
+    "segue",
+    "torch",
+    "torchvision",
+    "timm",
+    "kornia",
+    "lightning-fabric",
+    "numpy",
+    "opencv-contrib-python-headless",
+)
 
 
 def create(root: Path, name: str) -> Path:
@@ -35,7 +44,9 @@ def create(root: Path, name: str) -> Path:
         except FileExistsError:
             continue
         except OSError as error:
-            raise UserError(f"cannot create run folder {folder}: {error.strerror}; choose another with --out") from error
+            raise UserError(
+                f"cannot create run folder {folder}: {error.strerror}; choose another with --out"
+            ) from error
         return folder
     raise UserError(f"cannot find a free run folder below {root / name}")
 
@@ -123,4 +134,3 @@ class Metrics:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
-

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.recipes import recipe
 
+from helpers.recipes import recipe
 from segue import checkpoint, recipes
 from segue.evaluate import score
 from segue.jobs import stages

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.recipes import recipe
 from torch import nn
 
+from helpers.recipes import recipe
 from segue import checkpoint, recipes
 from segue.config import OptimConfig, TrainConfig
 from segue.data.batch import Batch, Meta
@@ -51,7 +51,9 @@ class Memory:
                     pixel=torch.ones_like(label[k : k + part], dtype=torch.bool),
                     weight=None,
                     label_count=count,
-                    meta=tuple(Meta(iteration * self.size + k + i, f"{iteration}/{k + i}", "m", (64, 64)) for i in range(part)),
+                    meta=tuple(
+                        Meta(iteration * self.size + k + i, f"{iteration}/{k + i}", "m", (64, 64)) for i in range(part)
+                    ),
                 )
                 for k in range(0, self.size, part)
             ]
@@ -206,3 +208,11 @@ def test_two_processes_train_as_one(scene_data: Path, tmp_path: Path) -> None:
         one, two = (checkpoint.load_state(f)["method"] for f in folders if f)
         for name, value in one.items():
             torch.testing.assert_close(two[name], value, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_compiled_network_trains_alike(tmp_path: Path) -> None:
+    train(plain(), tmp_path / "a")
+    train(plain(), tmp_path / "b", compile=True)
+    losses = [[row["loss/source"] for row in rows(tmp_path / x)] for x in "ab"]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)

@@ -23,18 +23,42 @@ from segue.data.scenes.scene import class_names, view_of
 from segue.labels import load_space
 
 BOTH = ("game", "city")
-TRAIN_PIXELS = np.array([
-    2036416525, 336090793, 1260636120, 36199498, 48454166, 67789506, 11477088, 30448193, 879783988, 63949536, 221979646,
-    67326424, 7463162, 386328286, 14772328, 12990290, 12863955, 5449152, 22861233], float)
+TRAIN_PIXELS = np.array(
+    [
+        2036416525,
+        336090793,
+        1260636120,
+        36199498,
+        48454166,
+        67789506,
+        11477088,
+        30448193,
+        879783988,
+        63949536,
+        221979646,
+        67326424,
+        7463162,
+        386328286,
+        14772328,
+        12990290,
+        12863955,
+        5449152,
+        22861233,
+    ],
+    float,
+)
 MAIN = ("road", "sidewalk", "building", "vegetation", "sky", "car", "pole", "person", "terrain")
 
 
 def plain(domain: scenes.Domain) -> scenes.Domain:
     """`domain` with every effect off that changes colour inside a surface, and no own bonnet."""
     return dataclasses.replace(
-        domain, texture=dataclasses.replace(domain.texture, amount=0.0),
+        domain,
+        texture=dataclasses.replace(domain.texture, amount=0.0),
         light=dataclasses.replace(domain.light, shadow=0.0, contact=0.0),
-        weather=dataclasses.replace(domain.weather, fog=0.0), camera=dataclasses.replace(domain.camera, hood=0.0))
+        weather=dataclasses.replace(domain.weather, fog=0.0),
+        camera=dataclasses.replace(domain.camera, hood=0.0),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -124,8 +148,11 @@ def base_line(mask: np.ndarray) -> tuple[float, float] | None:
 def bare_street(domain: scenes.Domain) -> scenes.Domain:
     """The same street without anything that hides the road, and without crossings and bonnet."""
     nothing = {f.name: 0.0 for f in dataclasses.fields(scenes.Layout) if f.name.endswith("_p")}
-    return dataclasses.replace(domain, layout=dataclasses.replace(domain.layout, **nothing),
-                               camera=dataclasses.replace(domain.camera, hood=0.0))
+    return dataclasses.replace(
+        domain,
+        layout=dataclasses.replace(domain.layout, **nothing),
+        camera=dataclasses.replace(domain.camera, hood=0.0),
+    )
 
 
 @pytest.mark.parametrize("name", BOTH)
@@ -234,7 +261,7 @@ def test_label_edges_are_colour_edges_to_the_pixel(name: str) -> None:
         for a, b in ((np.s_[:, :-1], np.s_[:, 1:]), (np.s_[:-1], np.s_[1:])):
             colour = (s.clean[a] != s.clean[b]).any(axis=-1)
             edge = (s.label[a] != s.label[b]) | (s.instance[a] != s.instance[b])
-            same = (s.surface[a] == s.surface[b])
+            same = s.surface[a] == s.surface[b]
             assert not (colour & same).any(), "colour changes inside a flat surface"
             assert not (edge & same).any(), "a label or object edge inside one surface"
             pairs, silent = pairs + int(edge.sum()), silent + int((edge & ~colour).sum())
@@ -261,8 +288,10 @@ def test_drift_ends_at_its_domains_and_moves_steadily() -> None:
     assert scenes.drift(game, city, 0.0) == game and scenes.drift(game, city, 1.0) == city
     small, far = [], np.zeros((4, 5))
     for seed in range(4):
-        images = [scenes.render(scenes.drift(game, city, t), seed).image.astype(float)
-                  for t in (0.0, 0.25, 0.26, 0.5, 0.75, 1.0)]
+        images = [
+            scenes.render(scenes.drift(game, city, t), seed).image.astype(float)
+            for t in (0.0, 0.25, 0.26, 0.5, 0.75, 1.0)
+        ]
         small.append(np.abs(images[1] - images[2]).mean())
         far[seed] = [np.abs(images[k] - images[0]).mean() for k in (0, 1, 3, 4, 5)]
     mean = far.mean(axis=0)
@@ -302,8 +331,11 @@ def test_presets_and_their_pictures_are_frozen(name: str) -> None:
     scene = scenes.render(domain, 1)
     digest = hashlib.sha256(canonical(domain).encode()).hexdigest()
     assert digest == scenes.digest(domain)
-    assert (digest[:16], hashlib.sha256(scene.label.tobytes()).hexdigest()[:16],
-            hashlib.sha256(scene.image.tobytes()).hexdigest()[:16]) == FROZEN[name]
+    assert (
+        digest[:16],
+        hashlib.sha256(scene.label.tobytes()).hexdigest()[:16],
+        hashlib.sha256(scene.image.tobytes()).hexdigest()[:16],
+    ) == FROZEN[name]
 
 
 def read(path: Path) -> np.ndarray:
@@ -323,8 +355,7 @@ def test_write_cityscapes_round_trip(tmp_path: Path) -> None:
     for index, path in enumerate(images):
         assert path.name == f"{path.parent.name}_{index:06d}_000019_leftImg8bit.png"
         scene = scenes.render(domain, scenes.scene_seed(4, "train", index), (64, 128))
-        label = (tmp_path / "gtFine" / "train" / path.parent.name
-                 / path.name.replace("_leftImg8bit", "_gtFine_labelIds"))
+        label = tmp_path / "gtFine" / "train" / path.parent.name / path.name.replace("_leftImg8bit", "_gtFine_labelIds")
         assert (read(path) == scene.image).all() and Image.open(label).mode == "L"
         assert (read(label) == ids[scene.label]).all() and (read(label)[scene.label == 255] == 0).all()
         assert (cv2.imread(str(label), cv2.IMREAD_UNCHANGED) == ids[scene.label]).all()
@@ -356,9 +387,16 @@ def test_write_gta5_round_trip_and_in_parts(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("*.tmp*"))
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    ({"layout": "kitti"}, "cityscapes, gta5"), ({"split": "minival"}, "train, val"), ({"num": 0}, "num"),
-    ({"start": -1}, "start"), ({"size": (32, 128)}, "64x64")])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"layout": "kitti"}, "cityscapes, gta5"),
+        ({"split": "minival"}, "train, val"),
+        ({"num": 0}, "num"),
+        ({"start": -1}, "start"),
+        ({"size": (32, 128)}, "64x64"),
+    ],
+)
 def test_write_refuses_what_it_cannot_do(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     settings: dict[str, Any] = {"num": 1, "seed": 0, "domain": scenes.domain("game"), "size": (64, 128)}
     with pytest.raises(ValueError, match=message):

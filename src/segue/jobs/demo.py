@@ -11,7 +11,11 @@ from segue.jobs.run import RunResult, run
 from segue.recipes import load
 
 SIZE = (128, 256)
-DOMAINS = (("game", "gta5", "train", 320, 1), ("city", "cityscapes", "train", 320, 2), ("city", "cityscapes", "val", 64, 2))
+DOMAINS = (
+    ("game", "gta5", "train", 320, 1),
+    ("city", "cityscapes", "train", 320, 2),
+    ("city", "cityscapes", "val", 64, 2),
+)
 """Name, layout, split, number and seed: the domains share no scene."""
 
 

@@ -96,7 +96,9 @@ def _open(folder: Path, recipe: Recipe, seeds: list[int], resume: bool) -> None:
     changed = sorted(set(then) ^ set(to_yaml(recipe).splitlines()))
     if changed:
         lines = "; ".join(line.strip() for line in changed[:6])
-        raise UserError(f"{folder} was started with another recipe (differs in: {lines}); resume it with that, or start anew")
+        raise UserError(
+            f"{folder} was started with another recipe (differs in: {lines}); resume it with that, or start anew"
+        )
     if (found := read_json(folder / "run.json").get("seeds")) != seeds:
         raise UserError(f"{folder} was started with seeds {found}, not {seeds}; resume it with those, or start anew")
 

@@ -127,7 +127,9 @@ def _check_streams(job: Job, stage: StageConfig) -> None:
         for mixture in row:
             dataset = job.dataset(mixture.data, f"stage {stage.name!r}")
             if stream in cls.uses_labels and not dataset.labelled:
-                raise ConfigError(f"stage {stage.name!r}: {stream} {mixture.data!r} has no labels, the method needs them")
+                raise ConfigError(
+                    f"stage {stage.name!r}: {stream} {mixture.data!r} has no labels, the method needs them"
+                )
 
 
 def _check_evaluation(job: Job, text: str) -> None:
@@ -144,7 +146,9 @@ def _weights_source(job: Job, stage: StageConfig, source: str) -> Path:
         return job.stage_folder(job.recipe.stages[names.index(source)])
     path = Path(source).expanduser()
     if not path.exists():
-        raise ConfigError(f"stage {stage.name!r} starts from {source!r}: no earlier stage (known: {names}) and no such path")
+        raise ConfigError(
+            f"stage {stage.name!r} starts from {source!r}: no earlier stage (known: {names}) and no such path"
+        )
     return checkpoint.find_model(path)
 
 

@@ -1,10 +1,10 @@
 """Self-training with a mean teacher and class mixing across domains (DACS).
 
 Tranheden et al., "DACS: Domain Adaptation via Cross-domain Mixed Sampling", WACV 2021. A teacher labels target images;
-half of the classes of a source image are pasted onto a target image; the student learns from source labels and from the
-mixed images, whose target part is weighted by the share of confident pixels. Knobs that matter: ``alpha``,
-``threshold``, ``predict_with``. Where DACS looks at the whole batch (classes to paste, confident share), images count one
-by one here unless ``published`` is set.
+half of the classes of a source image are pasted onto a target image; the student learns from source labels and from
+the mixed images, whose target part is weighted by the share of confident pixels. Knobs that matter: ``alpha``,
+``threshold``, ``predict_with``. Where DACS looks at the whole batch (classes to paste, confident share), images count
+one by one here unless ``published`` is set.
 """
 
 from __future__ import annotations

@@ -85,8 +85,8 @@ class SelfTraining(Method):
         output = self.teacher(target.image)
         confidence, pseudo = output.upsample(output.to_classes()).softmax(1).max(1)
         unit: Literal["batch", "image"] = "batch" if self.config.published else "image"
-        weight = confidence_weight(confidence, self.config.threshold, target.pixel, per=unit)
-        weight = without_margin(weight, self.config.ignore_top_px, self.config.ignore_bottom_px)
+        share = confidence_weight(confidence, self.config.threshold, target.pixel, per=unit)
+        weight = without_margin(share.expand_as(confidence), self.config.ignore_top_px, self.config.ignore_bottom_px)
         kept = (confidence >= self.config.threshold)[target.pixel]
         counts = torch.bincount(pseudo[target.pixel], minlength=len(self.labels)).float()
         logs = {"share_kept": kept.float().mean(), "pseudo_histogram": counts / counts.sum().clamp(min=1)}

@@ -1,0 +1,215 @@
+"""The teacher's schedule and norm policies; what self-training, FDA and batch statistics promise."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from segue.data.batch import Batch, Meta
+from segue.errors import UserError
+from segue.labels import load_space
+from segue.methods.base import METHODS, Method, frozen
+from segue.methods.teacher import Teacher
+from segue.models.base import BATCH_NORM, SegModel
+from segue.models.build import build_model
+
+SPACE = load_space("street7")
+
+
+def model(**settings: Any) -> SegModel:
+    torch.manual_seed(0)
+    return build_model({"name": "bisenet", "width": 0.125, **settings}, 7)
+
+
+def batch(seed: int, size: int = 2, height: int = 64, width: int = 96) -> Batch:
+    g = torch.Generator().manual_seed(seed)
+    label = torch.randint(0, 7, (size, height // 16, width // 16), generator=g).repeat_interleave(16, 1)
+    label = label.repeat_interleave(16, 2)
+    return Batch(
+        image=torch.rand(size, 3, height, width, generator=g),
+        label=label,
+        pixel=torch.ones(size, height, width, dtype=torch.bool),
+        weight=None,
+        label_count=torch.tensor(float(label.numel())),
+        meta=tuple(Meta(i, str(i), "memory", (height, width)) for i in range(size)),
+    )
+
+
+def method(name: str, net: SegModel | None = None, **settings: Any) -> Any:
+    cls = METHODS.get(name)
+    built = cls(cls.Config.model_validate({"name": name, **settings}), net or model(), SPACE, {})
+    built.key = (0, "test")
+    built.train()
+    built.prepare({})
+    return built
+
+
+@pytest.mark.parametrize(("step", "alpha", "expected"), [(1, 0.999, 0.5), (9, 0.999, 0.9), (5000, 0.999, 0.999)])
+def test_teacher_momentum(step: int, alpha: float, expected: float) -> None:
+    student = model()
+    teacher = Teacher(student, alpha, "batch")
+    before = [p.clone() for p in teacher.network.parameters()]
+    with torch.no_grad():
+        for p in student.parameters():
+            p.add_(1.0)
+    teacher.update(student, step)
+    for old, new in zip(before, teacher.network.parameters(), strict=True):
+        torch.testing.assert_close(new - old, torch.full_like(old, 1 - expected), rtol=1e-3, atol=1e-5)
+
+
+def statistics(net: torch.nn.Module) -> Tensor:
+    return torch.cat(
+        [m.running_mean for m in net.modules() if isinstance(m, BATCH_NORM) and m.running_mean is not None]
+    )
+
+
+@pytest.mark.parametrize("policy", ["batch", "copy", "average"])
+def test_teacher_norm_policies(policy: Any) -> None:
+    student = model()
+    teacher = Teacher(student, 0.9, policy)
+    student.train()
+    for seed in range(3):
+        student(batch(seed).image)
+    old = statistics(teacher.network)
+    teacher.update(student, 1)  # rate 0.5
+    now, theirs = statistics(teacher.network), statistics(student)
+    expected = {"batch": old, "copy": theirs, "average": (old + theirs) / 2}[policy]
+    torch.testing.assert_close(now, expected)
+    teacher(batch(9).image)
+    assert torch.equal(statistics(teacher.network), now) == (policy != "batch")
+
+
+def test_teacher_predicts_without_graph_dropout_or_heads() -> None:
+    teacher = Teacher(model().train(), 0.9, "copy").train()
+    output = teacher(batch(0).image)
+    assert not output.logits.requires_grad
+    assert output.heads == ()
+    assert not any(p.requires_grad for p in teacher.parameters())
+
+
+def test_frozen_passes_gradients_through_and_keeps_none() -> None:
+    net = torch.nn.Linear(2, 1)
+    x = torch.ones(1, 2, requires_grad=True)
+    with frozen(net):
+        net(x).sum().backward()
+    assert x.grad is not None
+    assert net.weight.grad is None
+    assert net.weight.requires_grad
+
+
+def test_pseudo_labels_are_weighted_image_by_image_and_margins_are_dropped() -> None:
+    built = method("self_training", threshold=0.0, ignore_top_px=3, ignore_bottom_px=5)
+    _, weight, logs = built.pseudo_label(batch(1))
+    assert float(weight[:, :3].sum() + weight[:, -5:].sum()) == 0
+    assert torch.equal(weight[:, 3:-5], torch.ones(2, 56, 96))
+    assert float(logs["share_kept"]) == 1
+    assert float(logs["pseudo_histogram"].sum()) == pytest.approx(1)
+
+
+def test_mixing_pastes_source_pixels_with_their_labels_and_nothing_else() -> None:
+    built = method("self_training", strong={"jitter_probability": 0, "blur_probability": 0})
+    source, target = batch(1), batch(2)
+    source.label[0, :16] = 255
+    pseudo = torch.full_like(target.label, 6)
+    target = Batch(
+        target.image, pseudo, target.pixel, torch.full(target.label.shape, 0.25), target.label_count, target.meta
+    )
+    mixed = built.mixed(source, target, 0)
+    pasted = (mixed.image == source.image).all(1)
+    assert 0 < float(pasted.float().mean()) < 1
+    assert torch.equal(mixed.image.permute(0, 2, 3, 1)[~pasted], target.image.permute(0, 2, 3, 1)[~pasted])
+    assert torch.equal(mixed.label[pasted], source.label[pasted])
+    assert (mixed.label[~pasted] == 6).all()
+    assert (mixed.weight[pasted] == 1).all() and (mixed.weight[~pasted] == 0.25).all()
+    assert not pasted[0, :16].any()
+    again = built.mixed(source, target, 0)
+    assert torch.equal(again.image, mixed.image)
+    assert not torch.equal(built.mixed(source, target, 1).image, mixed.image)
+
+
+def test_an_images_mixture_does_not_depend_on_the_batch_around_it() -> None:
+    built = method("self_training")
+    source, target = batch(1), batch(2)
+    pseudo, weight, _ = built.pseudo_label(target)
+    whole = Batch(target.image, pseudo, target.pixel, weight, target.label_count, target.meta)
+
+    def part(b: Batch) -> Batch:
+        w = None if b.weight is None else b.weight[1:]
+        return Batch(b.image[1:], b.label[1:], b.pixel[1:], w, b.label_count, b.meta[1:])
+
+    torch.testing.assert_close(built.mixed(part(source), part(whole), 5).image, built.mixed(source, whole, 5).image[1:])
+
+
+def test_fda_leaves_the_target_alone_when_the_entropy_is_off() -> None:
+    batches = {"source": batch(1), "target": batch(2)}
+    assert [list(t) for t in method("fda").losses(batches, 0)] == [["source"], ["entropy"]]
+    assert [list(t) for t in method("fda", entropy_weight=0).losses(batches, 0)] == [["source"]]
+
+
+def test_batch_statistics_are_the_cumulative_mean_and_weights_stay() -> None:
+    built = method("batch_statistics")
+    before = [p.clone() for p in built.parameters()]
+    for seed in range(3):
+        list(built.losses({"target": batch(seed)}, seed))
+    assert all(torch.equal(a, b) for a, b in zip(before, built.parameters(), strict=True))
+    first = next(m for m in built.model.modules() if isinstance(m, BATCH_NORM))
+    means: list[Tensor] = []
+    hook = first.register_forward_pre_hook(lambda _, x: means.append(x[0].mean((0, 2, 3))))
+    for seed in range(3):
+        built.model(batch(seed).image)
+    hook.remove()
+    reference = method("batch_statistics")
+    for seed in range(3):
+        list(reference.losses({"target": batch(seed)}, seed))
+    norm = next(m for m in reference.model.modules() if isinstance(m, BATCH_NORM))
+    torch.testing.assert_close(norm.running_mean, torch.stack(means).mean(0))
+
+
+def test_batch_statistics_needs_batch_norm() -> None:
+    net = model()
+    for name, module in list(net.named_modules()):
+        if isinstance(module, BATCH_NORM):
+            parent, _, child = name.rpartition(".")
+            setattr(net.get_submodule(parent), child, torch.nn.Identity())
+    with pytest.raises(UserError, match="batch norm"):
+        method("batch_statistics", net)
+
+
+@pytest.mark.parametrize("name", METHODS.names())
+def test_losses_are_finite_and_no_method_touches_the_global_generator(name: str) -> None:
+    built: Method = method(name)
+    batches = {stream: batch(i) for i, stream in enumerate(built.needs)}
+    state = torch.get_rng_state()
+    for terms in built.losses(batches, 3):
+        assert all(bool(v.isfinite()) and v.ndim == 0 for v in terms.values())
+        if terms:
+            torch.stack(list(terms.values())).sum().backward()
+    assert torch.equal(torch.get_rng_state(), state)
+    assert METHODS.get(name).__doc__
+
+
+STORED = {
+    "supervised": [6.19565, 6.36087, 6.09186],
+    "fda": [6.16824, 0.00369, 6.28803, 0.00367, 6.26109, 0.0037],
+    "self_training": [6.19565, 3.58455, 6.23789, 3.44825, 6.31273, 3.52628],
+}
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_stored_losses_of_three_iterations(name: str) -> None:
+    built: Method = method(name)
+    optimizer = torch.optim.SGD([p for p in built.parameters() if p.requires_grad], lr=0.01)
+    found = []
+    for iteration in range(3):
+        batches = {stream: batch(10 * i + iteration) for i, stream in enumerate(built.needs)}
+        for terms in built.losses(batches, iteration):
+            loss = torch.stack(list(terms.values())).sum()
+            loss.backward()
+            found.append(float(loss.detach()))
+        optimizer.step()
+        optimizer.zero_grad()
+        built.after_step(iteration)
+    assert found == pytest.approx(STORED[name], rel=2e-3)

@@ -58,15 +58,13 @@ def test_micro_batches_and_ranks_split_the_same_global_batch(yard: Dataset) -> N
     parts = {}
     for rank in range(2):
         one = stream(yard, batch_size=8, accumulate=2, rank=rank, world=2)
-        other = stream(yard, batch_size=8, accumulate=2, rank=1 - rank, world=2)
-        elsewhere = sum(int((b.label != IGNORE).sum()) for b in take(other, 2, 1)[0])
-        one.sum_ranks = lambda here, there=elsewhere: here + there  # type: ignore[misc]
         for micro, batch in enumerate(take(one, 2, 1)[0]):
             parts[micro, rank] = batch
     ordered = [parts[k] for k in sorted(parts)]
     assert torch.equal(torch.cat([b.image for b in ordered]), whole.image)
     assert [m.uid for b in ordered for m in b.meta] == [m.uid for m in whole.meta]
-    assert all(float(b.label_count) == float(whole.label_count) / 4 for b in ordered)
+    both = float(parts[0, 0].label_count) + float(parts[0, 1].label_count)  # as the engine's all-reduce adds them
+    assert both == float(whole.label_count) / 4
 
 
 def test_label_count_is_the_global_mean_denominator(yard: Dataset) -> None:

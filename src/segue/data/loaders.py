@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -45,7 +45,7 @@ class Stream:
     ``world`` ranks, and the split changes no sample. ``labelled``: read labels (else all are 255 and no label file is
     opened). ``workers`` 0 reads in the calling thread.
 
-    Set ``sum_ranks`` to a function that sums a number over the ranks when ``world`` > 1 (for ``Batch.label_count``).
+    ``Batch.label_count`` holds this rank's part of the sum; the engine adds up the ranks' parts.
     ``DataError`` when a labelled stream lacks labels or the sizes do not divide.
     """
 
@@ -79,7 +79,6 @@ class Stream:
         self.accumulate = accumulate
         self.rank = rank
         self.world = world
-        self.sum_ranks: Callable[[float], float] = float
         self._order = Order([len(d) for d in self.datasets], weights, key)
 
     @property
@@ -124,7 +123,7 @@ class Stream:
         return out
 
     def _counted(self, batches: list[Batch]) -> list[Batch]:
-        total = self.sum_ranks(sum(float(b.label_count) for b in batches))
+        total = sum(float(b.label_count) for b in batches)
         # At least one pixel: a batch without labels then has a loss of 0, not 0/0.
         count = torch.tensor(max(total, 1.0) / (self.accumulate * self.world))
         return [replace(b, label_count=count) for b in batches]

@@ -2,6 +2,7 @@
 
 The same model, batches already in memory, loss and optimiser on both sides, and a line of metrics a block;
 a step of at least 200 ms. Blocks of 3 iterations are interleaved; each block ends with its line of metrics.
+One thread, and CPU time (user + system) as the clock: both sides only compute, and other processes disturb it less.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from common import paired, record, verdict, wall
+from common import cpu, paired, record, verdict
 
 from segue.config import OptimConfig, TrainConfig
 from segue.data.batch import Batch, Meta
@@ -99,6 +100,7 @@ def engine(model: torch.nn.Module, given: Batch, folder: Path) -> object:
 
 def main() -> int:
     """Measure, print, store."""
+    torch.set_num_threads(1)
     given = batch()
     config = {"name": "bisenet", "width": 0.25}
     with tempfile.TemporaryDirectory() as folder:
@@ -106,7 +108,7 @@ def main() -> int:
         ours = engine(build_model(config, 19), replace(given), Path(folder))
         torch.manual_seed(0)
         theirs = bare(build_model(config, 19), given, Path(folder) / "bare.jsonl")
-        row = paired(ours, theirs, PAIRS, wall)  # type: ignore[arg-type]
+        row = paired(ours, theirs, PAIRS, cpu)  # type: ignore[arg-type]
     step = row["b_ms"] / BLOCK
     interval = f"{row['ratio_median']} [{row['ratio_p05']}, {row['ratio_p95']}]"
     print(f"bare step {step:.0f} ms; engine over bare loop {interval}")

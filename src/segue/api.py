@@ -14,7 +14,7 @@ from segue import recipes
 from segue.checkpoint import load_model
 from segue.config import DatasetConfig
 from segue.data.dataset import open_dataset
-from segue.evaluate import score
+from segue.scoring import score
 from segue.hardware import launch
 from segue.jobs.run import RunResult
 from segue.jobs.run import run as run_recipe

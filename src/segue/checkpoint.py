@@ -46,20 +46,34 @@ def save_model(folder: Path, model: SegModel, labels: LabelSpace, info: Mapping[
 
 
 def find_model(path: Path) -> Path:
-    """The model folder meant by a path: itself, its newest checkpoint, or that of a run's last stage."""
+    """The model folder meant by a path: itself, its newest checkpoint, or that of a stage of a run.
+
+    Of several seeds the median one is meant, of a run the stage with role ``adapted``, or without one the last stage.
+    """
     if path.is_file() and path.name == "model.safetensors":
         return path.parent
     if (path / "model.safetensors").is_file():
         return path
     if found := newest(path / "checkpoints"):
         return found
-    stages = sorted((path / "stages").glob("*_*"), key=lambda p: int(p.name.partition("_")[0]))
+    seed = path / f"seed_{_record(path / 'result.json').get('median_seed')}"
+    run = seed if seed.is_dir() else path
+    stages = sorted((run / "stages").glob("[0-9]*_*"), key=lambda p: int(p.name.partition("_")[0]))
+    adapted = _record(run / "run.json").get("roles", {}).get("adapted")
+    stages.sort(key=lambda p: p.name.partition("_")[2] == adapted)
     for stage in reversed(stages):
         if found := newest(stage / "checkpoints"):
             return found
     raise CheckpointError(
         f"no model at {path}: give a run folder, a stage folder, a checkpoint folder, or a model.safetensors"
     )
+
+
+def _record(path: Path) -> dict[str, Any]:
+    try:
+        return {**read_json(path)}
+    except (OSError, ValueError, TypeError):
+        return {}
 
 
 def load_model(path: Path) -> tuple[SegModel, LabelSpace, dict[str, Any]]:
@@ -83,7 +97,13 @@ def load_into(model: SegModel, folder: Path) -> None:
     try:
         tensors = load_file(str(path))
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"cannot read {path}: {error}") from error
+        raise CheckpointError(f"cannot read {path}: {error}; restore it from a copy, or train it again") from error
+    check_fit(model, tensors, str(path))
+    model.load_state_dict(tensors)
+
+
+def check_fit(model: SegModel, tensors: Mapping[str, torch.Tensor], where: str) -> None:
+    """``CheckpointError`` unless names and shapes of ``tensors`` are those of the model."""
     own = model.state_dict()
     wrong = [
         f"{k} {tuple(v.shape)} != {tuple(own[k].shape)}"
@@ -94,10 +114,9 @@ def load_into(model: SegModel, folder: Path) -> None:
     if wrong or absent:
         faults = [*wrong, *absent]
         raise CheckpointError(
-            f"{path} was made by another architecture: {len(faults)} entries do not fit model "
+            f"{where} was made by another architecture: {len(faults)} entries do not fit model "
             f"{model.config.name!r}, for example {'; '.join(faults[:3])}"
         )
-    model.load_state_dict(tensors)
 
 
 def start_from(model: SegModel, labels: LabelSpace, path: Path) -> None:
@@ -124,9 +143,10 @@ def save(
     if (final / "state.pt").is_file():
         return final  # the same iteration of the same run: the same bytes
     temporary = root / f".{final.name}.{os.getpid()}.tmp"
-    remove(temporary)
-    temporary.mkdir(parents=True)
+    for left in root.glob(f".{PREFIX}*.tmp"):  # by a process that was killed while it wrote
+        remove(left)
     try:
+        temporary.mkdir(parents=True)
         save_model(temporary, model, labels, info)
         with (temporary / "state.pt").open("wb") as file:
             torch.save(dict(state), file)
@@ -157,9 +177,14 @@ def load_state(folder: Path) -> dict[str, Any]:
         state: dict[str, Any] = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a damaged file
         raise CheckpointError(
-            f"cannot read {folder / 'state.pt'}: {error}; delete {folder} to resume earlier"
+            f"cannot read {folder / 'state.pt'} ({_first_line(error)}); delete {folder}, then --resume goes on from "
+            f"the checkpoint before it, or from the start of the stage when there is none"
         ) from error
     return state
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def prune(root: Path, keep: int, best: int | None) -> None:

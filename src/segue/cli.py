@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sys
 from pathlib import Path
@@ -36,8 +37,7 @@ def main() -> None:
         print(f"segue: {stop}; continue with --resume", file=sys.stderr)
         sys.exit(75)
     except (UserError, OSError, KeyboardInterrupt) as error:
-        known = isinstance(error, (UserError, KeyboardInterrupt)) or error.errno in DISK_FULL
-        if debug or not known:
+        if debug or (isinstance(error, OSError) and error.errno is None):
             raise
         _fail(error)
 
@@ -46,8 +46,11 @@ def _fail(error: BaseException) -> None:
     if isinstance(error, KeyboardInterrupt):
         print("segue: stopped", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
-    hint = "; the disk is full: free space, then use --resume" if isinstance(error, OSError) else ""
-    print(f"segue: {error}{hint}\n(--debug shows where)", file=sys.stderr)
+    text = str(error)
+    if isinstance(error, OSError):
+        hint = "; the disk is full: free space, then use --resume" if error.errno in DISK_FULL else ""
+        text = f"{error.filename or 'file system'}: {error.strerror}{hint}"
+    print(f"segue: {text}\n(--debug shows where)", file=sys.stderr)
     sys.exit(2)
 
 
@@ -58,7 +61,7 @@ def run(
     out: Annotated[Path | None, typer.Option(help="Run folder; default runs/NAME/TIME.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the newest run of this name, or --out.")] = False,
     device: Device = "auto",
-    gpus: Annotated[int | None, typer.Option(help="Number of processes, one a device.")] = None,
+    gpus: Annotated[int | None, typer.Option(help="Number of processes, one a device.", min=1)] = None,
     seeds: Annotated[str, typer.Option(help="Run once for each, e.g. 0,1,2.")] = "",
 ) -> None:
     """Run a recipe: train its stages, score them, write the report."""
@@ -72,10 +75,10 @@ def run(
 
 
 def _seeds(text: str) -> list[int]:
-    try:
-        return [int(s) for s in text.split(",") if s.strip()]
-    except ValueError:
-        raise UserError(f"cannot read --seeds {text!r}: write numbers with commas, for example 0,1,2") from None
+    words = [word.strip() for word in text.split(",")] if text else []
+    if not all(word.isdecimal() for word in words) or len({int(word) for word in words}) < len(words):
+        raise UserError(f"cannot read --seeds {text!r}: write different numbers with commas, for example 0,1,2")
+    return [int(word) for word in words]
 
 
 def _print_summary(folder: Path, summary: dict[str, Any]) -> None:
@@ -119,9 +122,13 @@ def evaluate(
     from segue import api
     from segue.files import write_json
 
-    scores = api.evaluate(model, data, root=root, size=_size(size), views=tuple(view or ["all"]), device=device)
+    pixels = _size(size)
+    predictor = api.load(model, device)
+    chosen = {key: predictor.info.get(key) for key in ("run", "stage", "iteration", "chosen")}
+    scores = api.evaluate(predictor, data, root=root, size=pixels, views=tuple(view or ["all"]))
     if json_file:
-        write_json(json_file, scores)
+        write_json(json_file, {"model": chosen, **scores})
+    print(f"stage {chosen['stage']}, iteration {chosen['iteration']}, checkpoint {chosen['chosen']}")
     print(f"mIoU {_percent(scores['miou'])}  accuracy {_percent(scores['accuracy'])}  ({scores['num_images']} images)")
     for name, value in scores["iou"].items():
         print(f"  {name:16} {_percent(value)}")
@@ -134,10 +141,10 @@ def _percent(value: float | None) -> str:
 def _size(text: str) -> tuple[int, int] | None:
     if not text:
         return None
-    height, _, width = text.lower().partition("x")
-    if not (height.isdigit() and width.isdigit()):
+    match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text.lower(), re.ASCII)
+    if match is None:
         raise UserError(f"cannot read size {text!r}: write HEIGHTxWIDTH in pixels, for example 512x1024")
-    return int(height), int(width)
+    return int(match[1]), int(match[2])
 
 
 @app.command()
@@ -279,10 +286,14 @@ def data_scenes(
     """Generate street scenes with exact labels in a real data set's layout."""
     from segue.data import scenes
 
-    chosen = scenes.domain(domain)
-    if drift is not None:
-        chosen = scenes.drift(scenes.PRESETS["game"], chosen, drift)
-    scenes.write(out, num=num, seed=seed, domain=chosen, size=_size(size) or (128, 256), layout=layout, split=split)
+    pixels = _size(size) or (128, 256)
+    try:
+        chosen = scenes.domain(domain)
+        if drift is not None:
+            chosen = scenes.drift(scenes.PRESETS["game"], chosen, drift)
+        scenes.write(out, num=num, seed=seed, domain=chosen, size=pixels, layout=layout, split=split)
+    except ValueError as error:
+        raise UserError(str(error)) from error
     print(f"{num} scenes in {out}")
 
 

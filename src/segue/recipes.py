@@ -6,6 +6,7 @@ Precedence: defaults < ``extends`` < the file < environment (``SEGUE__TRAIN__ITE
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
@@ -63,7 +64,7 @@ def collect(
     """The merged plain containers and, for each dotted key that was set, who set it (for ``config show --why``)."""
     data: dict[str, Any] = {}
     why: dict[str, str] = {}
-    layers = [("given", dict(recipe))] if isinstance(recipe, Mapping) else list(_files(find(recipe)))
+    layers = [("given", copy.deepcopy(dict(recipe)))] if isinstance(recipe, Mapping) else list(_files(find(recipe)))
     for source, layer in layers:
         data = merge(data, layer)
         # A list replaces the one below it as a whole, so must its explanations.
@@ -155,6 +156,8 @@ def _override(data: dict[str, Any], key: str, value: Any) -> str:
             else:
                 here = here[index]
             continue
+        if not isinstance(here, dict):
+            raise ConfigError(f"cannot set {key!r}: {'.'.join(path[:at])} is {here!r}, which has no keys")
         done.append(part)
         if last:
             here[part] = value

@@ -62,10 +62,11 @@ def latest(root: Path, name: str) -> Path:
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Hold the folder's lock; ``UserError`` when another process has it. The lock dies with its process."""
+    # lockf, not flock: loader workers inherit a flock and keep it for seconds after the main process was killed.
     handle = os.open(folder / "run.lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise UserError(
                 f"run folder {folder} is in use by another process; wait for it, or start a new run without --resume"
@@ -103,10 +104,20 @@ def versions() -> dict[str, str]:
     return out
 
 
+def read(path: Path) -> dict[str, Any]:
+    """A record of a run, empty when there is none yet; ``UserError`` for one that is damaged."""
+    if not path.exists():
+        return {}
+    try:
+        data: dict[str, Any] = read_json(path)
+        return {**data}
+    except (ValueError, TypeError) as error:
+        raise UserError(f"cannot read {path}: {error}; restore it, or start a new run") from error
+
+
 def update(path: Path, **values: Any) -> dict[str, Any]:
     """Change keys of a JSON file whole; returns what it holds now."""
-    data: dict[str, Any] = read_json(path) if path.exists() else {}
-    data.update(values)
+    data = {**read(path), **values}
     write_json(path, data)
     return data
 
@@ -123,8 +134,12 @@ class Metrics:
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Append one line and hand it to the system."""
-        self._file.write(json.dumps(finite(dict(row))).encode() + b"\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps(finite(dict(row))).encode() + b"\n")
+            self._file.flush()
+        except OSError as error:
+            error.filename = error.filename or self._file.name  # a failed write does not say of which file
+            raise
 
     @property
     def size_bytes(self) -> int:

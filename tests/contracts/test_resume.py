@@ -12,7 +12,7 @@ import torch
 
 from helpers.recipes import recipe
 from segue import checkpoint, recipes
-from segue.evaluate import score
+from segue.scoring import score
 from segue.jobs import stages
 from segue.jobs.run import run
 from segue.methods.base import METHODS

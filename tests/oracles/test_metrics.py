@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from segue.evaluate.matrix import Confusion
+from segue.scoring.matrix import Confusion
 from segue.labels import IGNORE, LabelSpace, load_space
 
 cityscapes = pytest.importorskip("cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling")

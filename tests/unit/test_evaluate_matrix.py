@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from segue.errors import UserError
-from segue.evaluate.bootstrap import PerImage, interval, paired_interval, read_per_image, write_per_image
-from segue.evaluate.matrix import Confusion
+from segue.scoring.bootstrap import PerImage, interval, paired_interval, read_per_image, write_per_image
+from segue.scoring.matrix import Confusion
 from segue.labels import IGNORE, LabelError, LabelSpace, load_space
 
 SPACE = LabelSpace(

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from segue.data.errors import DataError
 from segue.errors import UserError
-from segue.evaluate import score
-from segue.evaluate.bootstrap import read_per_image
-from segue.evaluate.names import file_of, id_of
+from segue.scoring import score
+from segue.scoring.bootstrap import read_per_image
+from segue.scoring.names import file_of, id_of
 from segue.labels import IGNORE, LabelSpace
 from segue.models.base import ModelConfig, Output, SegModel
 from segue.predict import classify

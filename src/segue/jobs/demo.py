@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -32,5 +33,5 @@ def write_scenes(root: Path) -> None:
 def run_demo(out: Path, seeds: Sequence[int], *, resume: bool = False, device: str = "cpu") -> RunResult:
     """Write the scenes below ``out/data`` and run the shipped recipe ``demo`` into ``out``."""
     write_scenes(out / "data")
-    recipe = load("demo", [f"data.{name}.root={out / 'data' / name}" for name in ("game", "city")])
+    recipe = load("demo", [f"data.{name}.root={json.dumps(str(out / 'data' / name))}" for name in ("game", "city")])
     return run(recipe, out, resume=resume, device=device, seeds=seeds)

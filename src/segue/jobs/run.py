@@ -17,7 +17,7 @@ import torch
 from segue import report, runs
 from segue.config import Recipe
 from segue.errors import UserError
-from segue.files import read_json, write_json, write_text
+from segue.files import write_json, write_text
 from segue.hardware import launch
 from segue.jobs import stages
 from segue.labels import load_space
@@ -68,7 +68,7 @@ def run(
                 _manifest(folders[seed], recipes[seed], [seed])
             _manifest(folder, recipe, wanted)
         hardware.barrier()
-        earlier = sum(read_json(p).get("cpu_s", 0.0) for p in folder.glob("**/stage.json"))
+        earlier = sum(runs.read(p).get("cpu_s", 0.0) for p in folder.glob("**/stage.json"))
         found = {seed: stages.run(jobs[seed], resume) for seed in wanted}
         summary = summarise(recipe, found) | {
             "cpu_s": earlier + runs.cpu_seconds(),
@@ -99,15 +99,14 @@ def _open(folder: Path, recipe: Recipe, seeds: list[int], resume: bool) -> None:
         raise UserError(
             f"{folder} was started with another recipe (differs in: {lines}); resume it with that, or start anew"
         )
-    if (found := read_json(folder / "run.json").get("seeds")) != seeds:
+    found = runs.read(folder / "run.json").get("seeds", seeds)  # absent when the run was killed before it was written
+    if found != seeds:
         raise UserError(f"{folder} was started with seeds {found}, not {seeds}; resume it with those, or start anew")
 
 
 def _manifest(folder: Path, recipe: Recipe, seeds: list[int]) -> None:
     write_text(folder / "config.yaml", to_yaml(recipe))
-    created = time.strftime("%Y-%m-%d %H:%M:%S")
-    if (folder / "run.json").exists():
-        created = read_json(folder / "run.json")["created"]
+    created = runs.read(folder / "run.json").get("created", time.strftime("%Y-%m-%d %H:%M:%S"))
     runs.update(
         folder / "run.json",
         name=recipe.name,

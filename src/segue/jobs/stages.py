@@ -18,8 +18,7 @@ from segue.data.dataset import Dataset, open_dataset
 from segue.data.loaders import Stream
 from segue.engine import Place, fit
 from segue.errors import UserError
-from segue.evaluate import score
-from segue.files import read_json
+from segue.scoring import score
 from segue.hardware import Hardware
 from segue.labels import LabelSpace, load_space
 from segue.methods.base import METHODS, Method, MethodConfig
@@ -61,6 +60,7 @@ def prepare(recipe: Recipe, folder: Path, hardware: Hardware) -> Job:
         faults += _fault(_check_streams, job, stage)
         for source in (*([stage.start] if stage.start else []), *stage.references.values()):
             faults += _fault(_weights_source, job, stage, source)
+        faults += [] if faults else _fault(_check_start, job, stage)
     for text in recipe.evaluate.data:
         faults += _fault(_check_evaluation, job, text)
     if faults:
@@ -152,13 +152,31 @@ def _weights_source(job: Job, stage: StageConfig, source: str) -> Path:
     return checkpoint.find_model(path)
 
 
+def _check_start(job: Job, stage: StageConfig) -> None:
+    """Weights of another architecture or class list are told before the first stage, not when this one begins."""
+    if stage.start is None:
+        return
+    wanted = model_config(job.recipe, stage)
+    earlier = next((s for s in job.recipe.stages if s.name == stage.start), None)
+    given = wanted if earlier is None else model_config(job.recipe, earlier)
+    if earlier is not None and given == wanted:
+        return
+    model = build_model({**wanted, "weights": None}, len(job.labels))
+    if earlier is None:
+        checkpoint.start_from(model, job.labels, _weights_source(job, stage, stage.start))
+        return
+    start = build_model({**given, "weights": None}, len(job.labels))
+    where = f"stage {stage.name!r} starts from stage {earlier.name!r}, which"
+    checkpoint.check_fit(model, start.state_dict(), where)
+
+
 def run(job: Job, resume: bool) -> dict[str, Any]:
     """Run all stages that are not finished; returns stage name -> stage.json content."""
     results = {}
     for stage in job.recipe.stages:
-        path = job.stage_folder(stage) / "stage.json"
-        done = resume and path.exists() and read_json(path)["status"] == "finished"
-        results[stage.name] = read_json(path) if done else _run_stage(job, stage, resume)
+        record = runs.read(job.stage_folder(stage) / "stage.json") if resume else {}
+        done = record.get("status") == "finished"
+        results[stage.name] = record if done else _run_stage(job, stage, resume)
     return results
 
 
@@ -231,8 +249,7 @@ def _run_stage(job: Job, stage: StageConfig, resume: bool) -> dict[str, Any]:
             cpu_s=record.get("cpu_s", 0.0) + runs.cpu_seconds() - cpu,
         )
     job.hardware.barrier()  # the next stage of every rank starts from what rank 0 has written
-    finished: dict[str, Any] = read_json(folder / "stage.json")
-    return finished
+    return runs.read(folder / "stage.json")
 
 
 def _score(job: Job, model: SegModel, folder: Path) -> dict[str, Any]:

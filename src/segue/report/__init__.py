@@ -22,11 +22,11 @@ What is read, all shares and scores as fractions 0..1 (NaN is null):
     One object a line with ``iteration`` and any of ``loss/<term>``, ``miou/<DATASET:split>``, ``log/share_kept``,
     ``log/pseudo_histogram`` (a share for each class). Broken lines are skipped.
 ``stages/<k>_<name>/per_image_<DATASET>_<split>.npz``
-    Counts of every image for the bootstrap, see ``segue.evaluate.bootstrap``.
+    Counts of every image for the bootstrap, see ``segue.scoring.bootstrap``.
 ``samples/<DATASET>_<split>/`` and ``stages/<k>_<name>/images/<DATASET>_<split>/<id>.png``
     Thumbnails that ``evaluate.score.save_samples`` wrote: ``<id>_image.jpg``, ``<id>_label.png`` and
     ``evenly_spaced.json``; predictions are palette PNGs of train ids. File names are percent-encoded ids
-    (``segue.evaluate.names``).
+    (``segue.scoring.names``).
 ``seed_<s>/``
     With several seeds: one folder a seed, each with all of the above; the page shows the median seed.
 """

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from segue.evaluate.names import EVEN_FILE, file_of, folder_of, id_of
+from segue.scoring.names import EVEN_FILE, file_of, folder_of, id_of
 from segue.labels import U8
 from segue.report.read import Run, Stage
 

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from segue.errors import UserError
-from segue.evaluate.matrix import F64, iou_of, ratio
+from segue.scoring.matrix import F64, iou_of, ratio
 from segue.files import replacing
 
 U32 = npt.NDArray[np.uint32]

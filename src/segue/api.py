@@ -14,12 +14,12 @@ from segue import recipes
 from segue.checkpoint import load_model
 from segue.config import DatasetConfig
 from segue.data.dataset import open_dataset
-from segue.scoring import score
 from segue.hardware import launch
 from segue.jobs.run import RunResult
 from segue.jobs.run import run as run_recipe
 from segue.labels import LabelSpace
 from segue.models.base import SegModel
+from segue.scoring import score
 
 
 class Predictor:

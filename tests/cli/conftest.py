@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from helpers.command import segue, write_recipe
 from helpers.recipes import recipe
 

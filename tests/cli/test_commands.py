@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from helpers.command import files, process, segue
-from helpers.recipes import recipe
 from PIL import Image
 
 import segue as package
+from helpers.command import files, process, segue
+from helpers.recipes import recipe
 from segue import recipes
 from segue.files import read_json
 from segue.jobs import demo

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.recipes import recipe
 from PIL import Image
 
+from helpers.recipes import recipe
 from segue import recipes
 from segue.config import DatasetConfig
 from segue.data import audit

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from contracts.test_resume import fingerprint
-from helpers.command import Outcome, files, process, refused, segue, started, write_recipe
-from helpers.recipes import recipe
 from PIL import Image
 
 import segue as package
+from contracts.test_resume import fingerprint
+from helpers.command import Outcome, files, process, refused, segue, started, write_recipe
+from helpers.recipes import recipe
 from segue import checkpoint, recipes, runs
 from segue.hardware import Hardware
 from segue.jobs import stages

@@ -9,7 +9,6 @@ from pathlib import Path
 from contracts.test_resume import fingerprint
 from helpers.command import segue, started, wait_for, write_recipe
 from helpers.recipes import recipe
-
 from segue import checkpoint
 
 LONG = 60

@@ -12,10 +12,10 @@ import torch
 
 from helpers.recipes import recipe
 from segue import checkpoint, recipes
-from segue.scoring import score
 from segue.jobs import stages
 from segue.jobs.run import run
 from segue.methods.base import METHODS
+from segue.scoring import score
 
 KILL_AT = 3
 POINTS = ("inside an iteration", "between two yields", "during evaluation", "before the rename", "between two stages")

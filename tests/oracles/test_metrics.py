@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from segue.scoring.matrix import Confusion
 from segue.labels import IGNORE, LabelSpace, load_space
+from segue.scoring.matrix import Confusion
 
 cityscapes = pytest.importorskip("cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling")
 

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from segue.errors import UserError
+from segue.labels import IGNORE, LabelError, LabelSpace, load_space
 from segue.scoring.bootstrap import PerImage, interval, paired_interval, read_per_image, write_per_image
 from segue.scoring.matrix import Confusion
-from segue.labels import IGNORE, LabelError, LabelSpace, load_space
 
 SPACE = LabelSpace(
     "five", ("a", "b", "c", "d", "e"), tuple((40 * i, 0, 0) for i in range(5)), tuple(range(5)), {"two": ("b", "d")}

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from segue.data.errors import DataError
 from segue.errors import UserError
-from segue.scoring import score
-from segue.scoring.bootstrap import read_per_image
-from segue.scoring.names import file_of, id_of
 from segue.labels import IGNORE, LabelSpace
 from segue.models.base import ModelConfig, Output, SegModel
 from segue.predict import classify
+from segue.scoring import score
+from segue.scoring.bootstrap import read_per_image
+from segue.scoring.names import file_of, id_of
 
 SPACE = LabelSpace(
     "four", ("a", "b", "c", "d"), ((9, 9, 9), (200, 0, 0), (0, 200, 0), (0, 0, 200)), (7, 8, 11, 12), {"ab": ("a", "b")}

@@ -16,7 +16,7 @@ from PIL import Image
 
 from segue.data import scenes
 from segue.data.scenes import world
-from segue.data.scenes.build import BACKDROP, FLOOR, FRONT
+from segue.data.scenes.build import BACKDROP, FLOOR, Thing
 from segue.data.scenes.domains import canonical
 from segue.data.scenes.raster import order, paint
 from segue.data.scenes.scene import class_names, view_of
@@ -227,7 +227,7 @@ def test_whatever_is_nearer_hides_what_is_farther(name: str) -> None:
         ordered = [things[k] for k in order(things)]
         instance = paint(ordered, view)
         shown = instance.owner[instance.surface]
-        flat = [t for t in ordered if t.layer not in (BACKDROP, FLOOR) and all(s.axis == FRONT for s in t.surfaces)]
+        flat = [t for t in ordered if t.layer not in (BACKDROP, FLOOR) and t.faces_camera]
         nearest = np.full(shown.shape, np.inf)
         for thing in flat:
             alone = paint([ordered[0], thing], view)
@@ -241,6 +241,37 @@ def test_whatever_is_nearer_hides_what_is_farther(name: str) -> None:
         wrong += int((there & (depth[shown] > nearest + 1e-9)).sum())
         assert (shown[np.isfinite(nearest)] > 0).all()
     assert overlaps > 2000 and wrong == 0
+
+
+def slow_order(things: list[Thing]) -> list[int]:
+    """The painting order as its rule says, step by step."""
+
+    def before(a: Thing, b: Thing) -> bool:
+        if a.z0 >= b.z1 - 1e-6:
+            return True
+        further = (a.x0 >= b.x1 - 1e-6 and a.x0 > 0) or (a.x1 <= b.x0 + 1e-6 and a.x1 < 0)
+        return further and not b.z0 >= a.z1 - 1e-6
+
+    result: list[int] = []
+    for layer in sorted({t.layer for t in things}):
+        left = [k for k, t in enumerate(things) if t.layer == layer]
+        while left:
+            free = [k for k in left if not any(j != k and before(things[j], things[k]) for j in left)]
+            result.append(max(free or left, key=lambda k: (things[k].z0, -k)))  # none is free in a rare cycle
+            left.remove(result[-1])
+    return result
+
+
+def test_painting_order_follows_its_rule_even_in_cycles() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(150):
+        x, z = rng.uniform(-6, 6, 20).round(1), rng.uniform(0, 8, 20).round(1)
+        wide, deep, layer = rng.uniform(0, 3, 20), rng.uniform(0, 6, 20), rng.integers(0, 3, 20)
+        things = [
+            Thing(0, int(layer[k]), float(x[k]), float(x[k] + wide[k]), float(z[k]), float(z[k] + deep[k]))
+            for k in range(20)
+        ]
+        assert order(things) == slow_order(things)
 
 
 @pytest.mark.parametrize("name", BOTH)
@@ -321,10 +352,11 @@ def test_unknown_domains_are_named_with_the_known_ones() -> None:
 FROZEN = {
     "game": ("1426a80f0bd50385", "b31137a3e39bae9a", "a912ff8cdf2aa844"),
     "city": ("1dd6307af86fda6b", "6d04d726ec1eda61", "126617b7a9d8c67b"),
+    "random-11": ("c8427eb8e20c071a", "70593eb20f7fb0b4", "ea41831730f5683d"),  # a night in the rain
 }
 
 
-@pytest.mark.parametrize("name", BOTH)
+@pytest.mark.parametrize("name", FROZEN)
 def test_presets_and_their_pictures_are_frozen(name: str) -> None:
     """Published numbers name these presets: a change needs a new preset name, not new numbers under the old one."""
     domain = scenes.domain(name)

@@ -18,7 +18,6 @@ from segue.data.dataset import Dataset, open_dataset
 from segue.data.loaders import Stream
 from segue.engine import Place, fit
 from segue.errors import UserError
-from segue.scoring import score
 from segue.hardware import Hardware
 from segue.labels import LabelSpace, load_space
 from segue.methods.base import METHODS, Method, MethodConfig
@@ -27,6 +26,7 @@ from segue.models.build import build_model
 from segue.ops.keys import seed_of
 from segue.progress import Progress
 from segue.recipes import ConfigError
+from segue.scoring import score
 from segue.settings import explain
 
 

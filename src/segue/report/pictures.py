@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from segue.scoring.names import EVEN_FILE, file_of, folder_of, id_of
 from segue.labels import U8
 from segue.report.read import Run, Stage
+from segue.scoring.names import EVEN_FILE, file_of, folder_of, id_of
 
 UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 QUALITY = 80

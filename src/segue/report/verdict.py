@@ -12,9 +12,9 @@ from statistics import median_low
 from typing import Literal
 
 from segue.errors import UserError
+from segue.report.read import Run, Stage
 from segue.scoring.bootstrap import Interval, interval, paired_interval, read_per_image
 from segue.scoring.names import per_image_file
-from segue.report.read import Run, Stage
 
 MIN_GAP = 0.01  # less than one point is no gap to close, and no effect where nothing says how far chance reaches
 FEW_IMAGES = 20

@@ -19,8 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from segue.errors import UserError
-from segue.scoring.matrix import F64, iou_of, ratio
 from segue.files import replacing
+from segue.scoring.matrix import F64, iou_of, ratio
 
 U32 = npt.NDArray[np.uint32]
 LEVEL = 0.9

@@ -22,13 +22,13 @@ from PIL import Image
 
 from segue.data.images import resize_image, resize_label, write_image
 from segue.errors import UserError
-from segue.scoring.bootstrap import Interval, PerImage, paired_interval, write_per_image
-from segue.scoring.matrix import Confusion, Scores
-from segue.scoring.names import EVEN_FILE, file_of, folder_of, per_image_file
 from segue.files import replacing, write_json
 from segue.labels import U8, LabelSpace, nearest
 from segue.models.base import SegModel
 from segue.predict import classify, evaluating, to_input
+from segue.scoring.bootstrap import Interval, PerImage, paired_interval, write_per_image
+from segue.scoring.matrix import Confusion, Scores
+from segue.scoring.names import EVEN_FILE, file_of, folder_of, per_image_file
 
 PROTOCOLS = ("native",)
 THUMBNAIL_PX = 640

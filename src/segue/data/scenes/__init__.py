@@ -8,7 +8,6 @@ the knobs, ``world`` for the layout, ``shade`` for light and texture, ``camera``
 from __future__ import annotations
 
 from segue.data.scenes.domains import (
-    PRESETS,
     Camera,
     Domain,
     Layout,
@@ -17,10 +16,9 @@ from segue.data.scenes.domains import (
     Texture,
     Weather,
     digest,
-    domain,
     drift,
-    random_domain,
 )
+from segue.data.scenes.presets import PRESETS, domain, random_domain
 from segue.data.scenes.scene import Item, Scene, render
 from segue.data.scenes.sheet import contact_sheet
 from segue.data.scenes.write import scene_seed, write

@@ -25,21 +25,47 @@ def traffic(d: Domain, st: Street, view: View, dice: Dice) -> tuple[list[Thing],
     lanes = [(0.0, True, 8.0, lay.traffic_p), (-st.lane, False, 7.0, lay.traffic_p)]
     if st.lanes == 2:
         lanes += [(st.lane, True, 6.0, lay.traffic_p), (-2 * st.lane, False, 7.0, lay.traffic_p)]
-    lanes += [(x, rear, first, lay.parked_p) for x, rear, first, beside in (
-        (st.right - 1.05, True, 5.5, st.parking[1]), (st.left + 1.05, rare[4][1] < 0.3, 7.0, st.parking[0])) if beside]
+    lanes += [
+        (x, rear, first, lay.parked_p)
+        for x, rear, first, beside in (
+            (st.right - 1.05, True, 5.5, st.parking[1]),
+            (st.left + 1.05, rare[4][1] < 0.3, 7.0, st.parking[0]),
+        )
+        if beside
+    ]
     special = [(name, int(rare[i][1] * 2), rare[i]) for i, name in enumerate(("truck", "bus", "moto")) if flags[name]]
     for lane, (x, rear, first, share) in enumerate(lanes):
         if lane == 1 and rails:
             things.append(vehicles.tram(d.palette, x, 19.0 + 45.0 * rare[3][1], rare[3][2:]))
             continue
         parked = share == lay.parked_p and lane > 1
-        things += _lane(d, st, view, x, rear, first, share, parked, dice.table(70 + lane, 9),
-                        [s for s in special if (s[1] == lane or (rails and lane == 0))])
+        things += _lane(
+            d,
+            st,
+            view,
+            x,
+            rear,
+            first,
+            share,
+            parked,
+            dice.table(70 + lane, 9),
+            [s for s in special if (s[1] == lane or (rails and lane == 0))],
+        )
     return things, rails
 
 
-def _lane(d: Domain, st: Street, view: View, x: float, rear: bool, first: float, share: float, parked: bool,
-          numbers: Numbers, special: list[tuple[str, int, list[float]]]) -> list[Thing]:
+def _lane(
+    d: Domain,
+    st: Street,
+    view: View,
+    x: float,
+    rear: bool,
+    first: float,
+    share: float,
+    parked: bool,
+    numbers: Numbers,
+    special: list[tuple[str, int, list[float]]],
+) -> list[Thing]:
     """Vehicles of one lane in driving order; `special` ones take the first free places."""
     things: list[Thing] = []
     z = first + (4.0 if parked else 9.0) * numbers[0][7]

@@ -43,20 +43,46 @@ def person(palette: Palette, x: float, z: float, base: float, u: Sequence[float]
     shoe = shade(palette.tyre, 1.2)
     for s, dark in ((-1.0, 0.8), (1.0, 1.0)):
         foot, hip = s * step * h, s * 0.05 * h
-        p.poly(((hip - 0.055 * h, 0.5 * h), (hip + 0.055 * h, 0.5 * h), (foot + 0.035 * h, 0.04 * h),
-                (foot - 0.04 * h, 0.04 * h)), shade(legs, dark))
+        p.poly(
+            (
+                (hip - 0.055 * h, 0.5 * h),
+                (hip + 0.055 * h, 0.5 * h),
+                (foot + 0.035 * h, 0.04 * h),
+                (foot - 0.04 * h, 0.04 * h),
+            ),
+            shade(legs, dark),
+        )
         p.rect(foot - 0.045 * h, 0.0, foot + 0.07 * h, 0.045 * h, shoe)
     for s in (-1.0, 1.0):
         swing = -s * step * 0.7 * h
         p.bar(s * 0.125 * h, 0.8 * h, s * 0.14 * h + swing * 0.5, 0.47 * h, 0.06 * h, shade(shirt, 0.78))
         p.disc(s * 0.14 * h + swing * 0.5, 0.46 * h, 0.028 * h, 0.03 * h, skin)
     long = 0.34 if u[6] > 0.75 else 0.47
-    p.poly(((-0.13 * h, 0.8 * h), (-0.07 * h, 0.845 * h), (0.07 * h, 0.845 * h), (0.13 * h, 0.8 * h),
-            (0.105 * h, long * h), (-0.105 * h, long * h)), shirt)
+    p.poly(
+        (
+            (-0.13 * h, 0.8 * h),
+            (-0.07 * h, 0.845 * h),
+            (0.07 * h, 0.845 * h),
+            (0.13 * h, 0.8 * h),
+            (0.105 * h, long * h),
+            (-0.105 * h, long * h),
+        ),
+        shirt,
+    )
     p.rect(-0.03 * h, 0.83 * h, 0.03 * h, 0.88 * h, skin)
     p.disc(0.0, 0.925 * h, 0.058 * h, 0.075 * h, skin)
-    p.poly(((-0.062 * h, 0.92 * h), (-0.055 * h, 0.98 * h), (0.0, h), (0.055 * h, 0.98 * h), (0.062 * h, 0.92 * h),
-            (0.03 * h, 0.955 * h), (-0.03 * h, 0.955 * h)), pick(HAIR, u[4]))
+    p.poly(
+        (
+            (-0.062 * h, 0.92 * h),
+            (-0.055 * h, 0.98 * h),
+            (0.0, h),
+            (0.055 * h, 0.98 * h),
+            (0.062 * h, 0.92 * h),
+            (0.03 * h, 0.955 * h),
+            (-0.03 * h, 0.955 * h),
+        ),
+        pick(HAIR, u[4]),
+    )
     if u[5] > 0.6:
         p.rect(0.1 * h, 0.5 * h, 0.19 * h, 0.72 * h, shade(pick(palette.shirts, u[1]), 0.7))
     return thing
@@ -69,8 +95,9 @@ def _wheel(p: Plate, a: float, r: float, tyre: Rgb, spoke: Rgb) -> None:
     p.bar(a - r * 0.6, r * 1.4, a + r * 0.6, r * 0.6, 0.03, tyre)
 
 
-def bicycle(palette: Palette, x: float, z: float, base: float, u: Sequence[float], *, side: bool,
-            along: bool = False) -> Thing:
+def bicycle(
+    palette: Palette, x: float, z: float, base: float, u: Sequence[float], *, side: bool, along: bool = False
+) -> Thing:
     """A bicycle, 1.05 m high; `side` shows its profile, `along` puts the profile parallel to the road."""
     thing = _figure(BICYCLE, x, z, 0.5 if along or not side else 1.7, base, 1.05)
     if along:
@@ -90,8 +117,14 @@ def bicycle(palette: Palette, x: float, z: float, base: float, u: Sequence[float
     spoke = mix(palette.tyre, (0.55, 0.55, 0.55), 0.45)
     _wheel(p, 0.35, 0.34, palette.tyre, spoke)
     _wheel(p, 1.38, 0.34, palette.tyre, spoke)
-    for a0, b0, a1, b1 in ((0.35, 0.34, 0.62, 0.78), (0.35, 0.34, 0.8, 0.32), (0.8, 0.32, 0.62, 0.88),
-                           (0.8, 0.32, 1.2, 0.78), (0.64, 0.78, 1.2, 0.8), (1.18, 0.96, 1.38, 0.34)):
+    for a0, b0, a1, b1 in (
+        (0.35, 0.34, 0.62, 0.78),
+        (0.35, 0.34, 0.8, 0.32),
+        (0.8, 0.32, 0.62, 0.88),
+        (0.8, 0.32, 1.2, 0.78),
+        (0.64, 0.78, 1.2, 0.8),
+        (1.18, 0.96, 1.38, 0.34),
+    ):
         p.bar(a0, b0, a1, b1, 0.07, frame)
     p.rect(0.48, 0.88, 0.74, 0.95, palette.tyre)
     p.bar(1.08, 1.02, 1.28, 0.98, 0.06, palette.tyre)
@@ -142,8 +175,17 @@ def rider(palette: Palette, x: float, z: float, u: Sequence[float], *, side: boo
         for s in (-1.0, 1.0):
             p.poly(((s * 0.05, seat), (s * 0.2, seat + 0.03), (s * 0.27, 0.55), (s * 0.2, low), (s * 0.1, low)), legs)
             p.bar(s * 0.22, top - 0.4, s * 0.34, 1.04, 0.11, shade(shirt, 0.8))
-        p.poly(((-0.17, seat - 0.05), (0.17, seat - 0.05), (0.25, top - 0.36), (0.1, top - 0.26), (-0.1, top - 0.26),
-                (-0.25, top - 0.36)), shirt)
+        p.poly(
+            (
+                (-0.17, seat - 0.05),
+                (0.17, seat - 0.05),
+                (0.25, top - 0.36),
+                (0.1, top - 0.26),
+                (-0.1, top - 0.26),
+                (-0.25, top - 0.36),
+            ),
+            shirt,
+        )
         p.disc(0.0, top - 0.14, 0.1, 0.14, skin)
         p.poly(((-0.12, top - 0.16), (-0.1, top - 0.04), (0.0, top), (0.1, top - 0.04), (0.12, top - 0.16)), helmet)
         return thing
@@ -154,10 +196,26 @@ def rider(palette: Palette, x: float, z: float, u: Sequence[float], *, side: boo
     p.bar(a, seat, a + 0.42, 0.66, 0.16, legs)
     p.bar(a + 0.4, 0.7, a + 0.22, low + 0.02, 0.13, shade(legs, 0.85))
     p.rect(a + 0.14, low, a + 0.4, low + 0.08, palette.tyre)
-    p.poly(((a - 0.14, seat - 0.04), (a + 0.14, seat - 0.04), (a + 0.42, top - 0.34), (a + 0.3, top - 0.26),
-            (a + 0.1, top - 0.32)), shirt)
+    p.poly(
+        (
+            (a - 0.14, seat - 0.04),
+            (a + 0.14, seat - 0.04),
+            (a + 0.42, top - 0.34),
+            (a + 0.3, top - 0.26),
+            (a + 0.1, top - 0.32),
+        ),
+        shirt,
+    )
     p.bar(a + 0.34, top - 0.4, a + 0.6, 1.04, 0.1, shade(shirt, 0.78))
     p.disc(a + 0.38, top - 0.14, 0.1, 0.14, skin)
-    p.poly(((a + 0.26, top - 0.16), (a + 0.28, top - 0.04), (a + 0.38, top), (a + 0.48, top - 0.04),
-            (a + 0.5, top - 0.12)), helmet)
+    p.poly(
+        (
+            (a + 0.26, top - 0.16),
+            (a + 0.28, top - 0.04),
+            (a + 0.38, top),
+            (a + 0.48, top - 0.04),
+            (a + 0.5, top - 0.12),
+        ),
+        helmet,
+    )
     return thing

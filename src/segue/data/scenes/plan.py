@@ -71,5 +71,4 @@ def section(d: Domain, u: Sequence[float], v: Sequence[float]) -> Street:
     yard = (lay.yard_m * 2.6 * max(0.0, u[5] - 0.35), lay.yard_m * 2.6 * max(0.0, u[6] - 0.35))
     near = 12.0 + 45.0 * v[1] * v[1]
     cross = (near, near + 8.0 + 4.0 * v[2]) if v[0] < lay.cross_p else None
-    return Street(left, right, lane, lanes, walk, yard, (v[3] < lay.green_p, v[4] < lay.green_p), parking,
-                  cross)
+    return Street(left, right, lane, lanes, walk, yard, (v[3] < lay.green_p, v[4] < lay.green_p), parking, cross)

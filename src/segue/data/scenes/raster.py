@@ -7,18 +7,21 @@ later, then every polygon is filled without antialiasing; the map is exact, so l
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from heapq import heappop, heappush
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
-from segue.data.scenes.build import KERB, Cast, Point, Thing
+from segue.data.scenes.build import LABEL, Thing
+from segue.data.scenes.mesh import gather
 
 F64 = npt.NDArray[np.float64]
+F32 = npt.NDArray[np.float32]
 I32 = npt.NDArray[np.int32]
+Index = npt.NDArray[np.intp]
 U8 = npt.NDArray[np.uint8]
 
 NEAR = 0.3
@@ -40,45 +43,62 @@ class View:
     camera_m: float
 
     def project(self, points: F64) -> F64:
-        """Pixel coordinates (N, 2) of world points (N, 3); pixel i spans i..i+1."""
-        scale = self.focal / np.maximum(points[:, 2], NEAR)
-        out = np.empty((len(points), 2))
-        out[:, 0] = self.u0 + points[:, 0] * scale
-        out[:, 1] = self.v0 - (points[:, 1] - self.camera_m) * scale
+        """Pixel coordinates (..., 2) of world points (..., 3); pixel i spans i..i+1."""
+        scale = self.focal / np.maximum(points[..., 2], NEAR)
+        out = np.empty((*points.shape[:-1], 2))
+        out[..., 0] = self.u0 + points[..., 0] * scale
+        out[..., 1] = self.v0 - (points[..., 1] - self.camera_m) * scale
         return out
 
 
 def order(things: Sequence[Thing]) -> list[int]:
-    """Indices of `things` in painting order: by layer, and within a layer hidden things before hiding ones."""
-    layers = np.array([t.layer for t in things])
-    result: list[int] = []
-    for layer in np.unique(layers):
-        members = np.flatnonzero(layers == layer).tolist()
-        box = np.array([(things[i].x0, things[i].x1, things[i].z0, things[i].z1) for i in members])
-        result.extend(members[k] for k in _back_to_front(box))
-    return result
+    """Indices of `things` in painting order: by layer, and within a layer hidden things before hiding ones.
+
+    A thing fully behind another, or further out on the same side, comes first; among those nothing has to precede,
+    the farthest.
+    """
+    layer, x0, x1, z0, z1 = np.array([(t.layer, t.x0, t.x1, t.z0, t.z1) for t in things]).T
+    rank = np.lexsort((-z0, layer))
+    layer, x0, x1, z0, z1 = layer[rank], x0[rank], x1[rank], z0[rank], z1[rank]
+    # Entry i, j: whether j has to come before i.
+    behind = z0 >= z1[:, None] - 1e-6
+    wanted = ((x0 >= x1[:, None] - 1e-6) & (x0 > 0)) | ((x1 <= x0[:, None] + 1e-6) & (x1 < 0))
+    wanted &= z0[:, None] < z1 - 1e-6
+    wanted |= behind
+    wanted &= layer[:, None] == layer
+    wanted |= layer[:, None] > layer
+    np.fill_diagonal(wanted, False)
+    ranked = rank.tolist()
+    return [ranked[k] for k in _release(wanted)]
 
 
-def _back_to_front(box: F64) -> list[int]:
-    """Order of footprints (x0, x1, z0, z1): a box fully behind, or further out on the same side, comes first."""
-    x0, x1, z0, z1 = box.T
-    behind = z0[:, None] >= z1[None, :] - 1e-6
-    level = ~behind & ~behind.T
-    right = (x0[:, None] >= x1[None, :] - 1e-6) & (x0[:, None] > 0)
-    left = (x1[:, None] <= x0[None, :] + 1e-6) & (x1[:, None] < 0)
-    first = behind | (level & (right | left))
-    np.fill_diagonal(first, False)
-    waiting = first.sum(axis=0)
-    rank = z0.copy()
-    result: list[int] = []
-    for _ in range(len(box)):
-        free = np.where(waiting == 0, rank, -np.inf)
-        k = int(free.argmax())
-        if free[k] == -np.inf:  # a rare cycle: take the farthest that is left
-            k = int(rank.argmax())
+def _release(wanted: npt.NDArray[np.bool_]) -> list[int]:
+    """Positions 0..n-1, the lowest first, but each after those that must precede it (`wanted[i, j]`: j before i)."""
+    size = len(wanted)
+    bits = np.packbits(wanted, axis=1, bitorder="little")
+    text, width = bits.tobytes(), bits.shape[1]
+    before = [int.from_bytes(text[k : k + width], "little") for k in range(0, size * width, width)]
+    left, result, freed, at = (1 << size) - 1, list[int](), list[int](), 0
+    waiting: dict[int, list[int]] = {}  # by one of those that each of them waits for
+    while left:
+        while not freed and at < size and (blockers := before[at] & left):
+            waiting.setdefault(blockers.bit_length() - 1, []).append(at)
+            at += 1
+        if freed:
+            k = heappop(freed)
+        elif at < size:
+            k = at
+            at += 1
+        else:  # a rare cycle: take the farthest that is left
+            k = (left & -left).bit_length() - 1
+        left ^= 1 << k
         result.append(k)
-        waiting -= first[k]
-        waiting[k], rank[k] = 1 << 20, -np.inf
+        for other in waiting.pop(k, ()):
+            blockers = before[other] & left
+            if blockers:
+                waiting.setdefault(blockers.bit_length() - 1, []).append(other)
+            elif left >> other & 1:
+                heappush(freed, other)
     return result
 
 
@@ -89,105 +109,45 @@ def _own_tint(rgb: F64, owner: I32) -> F64:
     return np.where((owner > 0)[:, None], mixed, rgb)
 
 
-@dataclass
+@dataclass(eq=False)
 class Painting:
-    """What painting leaves: the surface-id map, one row of numbers per surface, and the box of each surface."""
+    """What painting leaves: the surface-id map, and of each surface its numbers (see ``build``), nearest and farthest
+    depth, windows, object, class and box in pixels; `first` is the first surface of each thing (and their number)."""
 
     surface: I32
     rows: F64
+    near: F32
+    far: F32
+    panes: F32
     owner: I32
     label: U8
     lows: F64
     highs: F64
+    first: Index
 
 
 def paint(things: Sequence[Thing], view: View) -> Painting:
     """Fill all surfaces of `things` (already in painting order) into a map of surface ids."""
-    points: list[tuple[float, float, float]] = []
-    rows: list[tuple[float, ...]] = []
-    counts: list[int] = []
-    owner: list[int] = []
-    label: list[int] = []
-    for thing in things:
-        for s in thing.surfaces:
-            points.extend(s.points)
-            counts.append(len(s.points))
-            owner.append(thing.ident)
-            label.append(s.label)
-            rows.append(s.rgb + s[3:])
-    world = np.array(points)
-    pixels = view.project(world)
-    ends = np.cumsum(counts)
-    starts: npt.NDArray[np.intp] = (ends - np.array(counts)).astype(np.intp)
-    lows, highs = np.minimum.reduceat(pixels, starts), np.maximum.reduceat(pixels, starts)
-    near, far = np.minimum.reduceat(world[:, 2], starts), np.maximum.reduceat(world[:, 2], starts)
-    seen = (highs > 0).all(axis=1) & (lows[:, 0] < view.width) & (lows[:, 1] < view.height)
+    mesh = gather(things)
+    pixels = view.project(mesh.corners)
+    total = len(mesh.rows)
+    ends = np.cumsum(mesh.counts)
+    starts = ends - mesh.counts
+    back = np.empty(total, np.intp)
+    back[mesh.surface] = np.arange(total)
+    lows = np.minimum.reduceat(pixels, starts)[back]
+    highs = np.maximum.reduceat(pixels, starts)[back]
+    depth = mesh.corners[:, 2].astype(np.float32)
+    near, far = np.minimum.reduceat(depth, starts)[back], np.maximum.reduceat(depth, starts)[back]
+    seen = np.flatnonzero((highs > 0).all(axis=1) & (lows[:, 0] < view.width) & (lows[:, 1] < view.height))
     # Pixel centres lie at half coordinates; OpenCV's integer coordinates are centres.
     fixed = np.rint((pixels - 0.5) * (1 << SHIFT)).astype(np.int32)
     surface = np.zeros((view.height, view.width), np.int32)
     fill = cv2.fillPoly
-    for k in np.flatnonzero(seen).tolist():
-        fill(surface, [fixed[starts[k]:ends[k]]], k, 8, SHIFT)
-    owners = np.array(owner, np.int32)
-    table = np.column_stack([np.array(rows), near, far])
-    table[:, :3] = _own_tint(table[:, :3], owners)
-    return Painting(surface, table, owners, np.array(label, np.uint8), lows, highs)
-
-
-SHADOW_FAR = 110.0
-"""Shadows of things farther than this (metres) are a pixel high and left out."""
-
-
-def shadow_maps(things: Sequence[Thing], view: View, slope: tuple[float, float]) -> tuple[U8, U8]:
-    """Maps (255 = shadow) of cast shadows and of contact shadows on the ground.
-
-    `slope` is how far (x, z metres) a shadow moves for each metre of height.
-    """
-    points: list[Point] = []
-    pieces: list[tuple[int, int]] = []
-    for thing in things:
-        if thing.z0 > SHADOW_FAR:
-            continue
-        floor = min(thing.base, KERB)  # a shadow lies on the ground its thing stands on, or the thing seems to float
-        for c in thing.casts:
-            for kind, corners in _crown_shadow(c, slope, floor) if c.soft else [(HULL, _box_shadow(c, slope, floor))]:
-                points += corners
-                pieces.append((kind, len(corners)))
-        if thing.contact is not None:
-            x0, x1, z0, z1 = thing.contact
-            points += [(x0, floor, z0), (x1, floor, z0), (x1, floor, z1), (x0, floor, z1)]
-            pieces.append((CONTACT, 4))
-    cast = np.zeros((view.height, view.width), np.uint8)
-    contact = np.zeros_like(cast)
-    if not pieces:
-        return cast, contact
-    pixels = np.rint(view.project(np.array(points)) - 0.5).astype(np.int32)
-    at = 0
-    for kind, count in pieces:
-        shape = pixels[at:at + count]
-        at += count
-        if kind == RAGGED:
-            cv2.fillPoly(cast, [shape], 255)
-        else:
-            cv2.fillConvexPoly(contact if kind == CONTACT else cast, cv2.convexHull(shape), 255)
-    return cast, contact
-
-
-HULL, RAGGED, CONTACT = range(3)
-RING = [(math.cos(k * math.pi / 9) * (0.85 + 0.25 * (k % 3)), math.sin(k * math.pi / 9) * (0.85 + 0.25 * ((k + 1) % 3)))
-        for k in range(18)]
-
-
-def _box_shadow(c: Cast, slope: tuple[float, float], floor: float) -> list[Point]:
-    """The corners of a box, slid down the sun rays onto the ground; their hull is its shadow."""
-    sx, sz = slope
-    return [(x + y * sx, floor, z + y * sz) for y in (c.bottom, c.top) for x in (c.x0, c.x1) for z in (c.z0, c.z1)]
-
-
-def _crown_shadow(c: Cast, slope: tuple[float, float], floor: float) -> list[tuple[int, list[Point]]]:
-    """Shadow of a tree: the crown's ragged disc, moved by its height, and the trunk's strip."""
-    x, z, y, radius = (c.x0 + c.x1) / 2, (c.z0 + c.z1) / 2, (c.bottom + c.top) / 2, (c.x1 - c.x0) / 2
-    tx, tz = x + y * slope[0], z + y * slope[1]
-    ring = [(tx + a * radius, floor, tz + b * radius * 1.2) for a, b in RING]
-    stem = [(x - 0.12, floor, z), (x + 0.12, floor, z), (tx + 0.12, floor, tz), (tx - 0.12, floor, tz)]
-    return [(RAGGED, ring), (HULL, stem)]
+    polygons = zip(seen.tolist(), starts[back[seen]].tolist(), ends[back[seen]].tolist(), strict=True)
+    for k, start, end in polygons:
+        fill(surface, [fixed[start:end]], k, 8, SHIFT)
+    owners = np.repeat(np.array([t.ident for t in things], np.int32), np.diff(mesh.first))
+    mesh.rows[:, :3] = _own_tint(mesh.rows[:, :3], owners)
+    label = mesh.rows[:, LABEL].astype(np.uint8)
+    return Painting(surface, mesh.rows, near, far, mesh.panes, owners, label, lows, highs, mesh.first)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -14,8 +14,9 @@ from segue.data.scenes.build import BACKDROP, FLOOR, Thing
 from segue.data.scenes.camera import photograph
 from segue.data.scenes.domains import Domain
 from segue.data.scenes.plan import Dice
-from segue.data.scenes.raster import Painting, View, order, paint, shadow_maps
-from segue.data.scenes.shade import Shader, srgb_table
+from segue.data.scenes.raster import Painting, View, order, paint
+from segue.data.scenes.shade import Shader, expose
+from segue.data.scenes.shadows import shadow_maps
 from segue.labels import load_space
 
 U8 = npt.NDArray[np.uint8]
@@ -39,24 +40,37 @@ class Item:
     visible: int
 
 
-@dataclass
+@dataclass(eq=False)
 class Scene:
     """A rendered street with exact labels.
 
     `image` and `clean` (before camera effects) are uint8 RGB, `label` holds train ids (255 = void), `depth` metres
     (1000 = sky), `instance` object ids (0 = sky and ground), `surface` the painted polygon each pixel belongs to,
-    `vanishing_point` (x, y) in pixels where pixel i spans i..i+1, `focal` pixels.
+    `vanishing_point` (x, y) in pixels where pixel i spans i..i+1, `focal` pixels, `objects` what can be seen.
+    Training needs image and label only, so `instance` and `objects` are worked out when asked for.
     """
 
     image: U8
     clean: U8
     label: U8
     depth: F32
-    instance: I32
-    surface: I32
     vanishing_point: tuple[float, float]
     focal: float
-    objects: list[Item] = field(default_factory=list)
+    things: list[Thing] = field(repr=False)
+    painting: Painting = field(repr=False)
+
+    @property
+    def surface(self) -> I32:
+        return self.painting.surface
+
+    @cached_property
+    def instance(self) -> I32:
+        out: I32 = self.painting.owner[self.painting.surface]
+        return out
+
+    @cached_property
+    def objects(self) -> list[Item]:
+        return _items(self.things, self.painting, self.instance)
 
 
 @cache
@@ -82,17 +96,15 @@ def _items(things: list[Thing], painting: Painting, instance: I32) -> list[Item]
     """Descriptions of all objects with an id that have at least one visible pixel."""
     names = class_names()
     counts = np.bincount(instance.ravel(), minlength=len(things) + 1)
-    at = 0
     items = []
-    for thing in things:
-        n = len(thing.surfaces)
-        if thing.layer not in (BACKDROP, FLOOR) and n and counts[thing.ident] > 0:
-            low, high = painting.lows[at:at + n].min(axis=0), painting.highs[at:at + n].max(axis=0)
+    for thing, at, end in zip(things, painting.first, painting.first[1:], strict=False):
+        if thing.layer not in (BACKDROP, FLOOR) and end > at and counts[thing.ident] > 0:
+            low, high = painting.lows[at:end].min(axis=0), painting.highs[at:end].max(axis=0)
             name = names[thing.label] if thing.label < len(names) else "void"
             box = (float(low[0]), float(low[1]), float(high[0]), float(high[1]))
-            items.append(Item(thing.ident, name, thing.label, thing.z0, thing.base, thing.height, box,
-                              int(counts[thing.ident])))
-        at += n
+            items.append(
+                Item(thing.ident, name, thing.label, thing.z0, thing.base, thing.height, box, int(counts[thing.ident]))
+            )
     return items
 
 
@@ -106,15 +118,13 @@ def render(domain: Domain, seed: int, size: tuple[int, int] = (128, 256)) -> Sce
     painting = paint(things, view)
     sun, side = _sun(domain, seed)
     cast, contact = shadow_maps(things, view, sun)
-    shaded = Shader(domain, view, painting, side).run(cast, contact)
-    exposed = np.clip(shaded.light * np.float32(domain.camera.exposure * 4095), 0, 4095).astype(np.int32)
-    clean = np.rint(srgb_table()[exposed]).astype(np.uint8).reshape(view.height, view.width, 3)
+    shader = Shader(domain, view, painting, side)
+    clean = expose(shader.run(cast, contact), view, domain.camera.exposure)
     rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([0xCA3E2A, seed])))
     image = photograph(clean, domain, rng)
-    instance: I32 = painting.owner[painting.surface]
-    depth = shaded.depth.reshape(view.height, view.width)
-    return Scene(image, clean, painting.label[painting.surface], depth, instance, painting.surface,
-                 (view.u0, view.v0), view.focal, _items(things, painting, instance))
+    label: U8 = painting.label.take(painting.surface)
+    depth = shader.g.picture(shader.g.depth)
+    return Scene(image, clean, label, depth, (view.u0, view.v0), view.focal, things, painting)
 
 
 def _sun(domain: Domain, seed: int) -> tuple[tuple[float, float], float]:

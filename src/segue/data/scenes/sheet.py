@@ -23,7 +23,7 @@ def contact_sheet(domain: Domain, num: int = 24, seed: int = 0, size: tuple[int,
     for k in range(num):
         scene = render(domain, seed + k, size)
         y, x = k // columns * cell[0], k % columns * cell[1]
-        sheet[y:y + h, x:x + w] = scene.image
+        sheet[y : y + h, x : x + w] = scene.image
         small = cv2.resize(palette[scene.label], (w // 2, h // 2), interpolation=cv2.INTER_NEAREST)
-        sheet[y + h:y + h + h // 2, x + w // 4:x + w // 4 + w // 2] = small
+        sheet[y + h : y + h + h // 2, x + w // 4 : x + w // 4 + w // 2] = small
     return sheet

@@ -12,7 +12,6 @@ from segue.data.scenes.build import (
     BARS,
     BRICK,
     BUILDING,
-    CIRCLE,
     FENCE,
     FRONT,
     LEAVES,
@@ -29,16 +28,17 @@ from segue.data.scenes.build import (
     WINDOWS,
     YARD,
     Cast,
+    Panes,
     Plate,
     Point,
     Rgb,
-    Surface,
     Thing,
     mix,
     pick,
     shade,
 )
 from segue.data.scenes.domains import Domain, Palette
+from segue.data.scenes.trees import pack_tree
 
 WHITE: Rgb = (0.92, 0.92, 0.9)
 
@@ -56,16 +56,30 @@ def building(d: Domain, s: float, x: float, z0: float, z1: float, height: float,
     roof = pick(d.palette.roofs, u[5], 0.12, u[2])
 
     def face(points: list[Point], axis: int, at: float, lit: float, rgb: Rgb) -> None:
-        thing.surfaces.append(Surface(points, BUILDING, rgb, axis, at, WINDOWS, tex.windows, 1.0, lit, 0.0, 0.0, height,
-                                      across, floor, fill, 0.5 + 0.12 * u[3]))
+        thing.panes.append(Panes(thing.count, across, floor, fill, 0.5 + 0.12 * u[3]))
+        thing.add(points, rgb, axis, at, tex=WINDOWS, amp=tex.windows, lit=lit, low=0.0, high=height)
 
     if pitched:
         rise = 2.5 + 2.0 * u[3]
         ridge = s * (x + deep / 2)
-        thing.add([(near, height, z0), (near, height, z1), (ridge, height + rise, z1), (ridge, height + rise, z0)],
-                  roof, SIDE, near, tex=PLASTER, amp=0.15, lit=0.8)
-        thing.add([(near, height, z0), (back, height, z0), (ridge, height + rise, z0)], shade(body, 0.9), FRONT, z0,
-                  tex=PLASTER, amp=tex.plaster, lit=0.35)
+        thing.add(
+            [(near, height, z0), (near, height, z1), (ridge, height + rise, z1), (ridge, height + rise, z0)],
+            roof,
+            SIDE,
+            near,
+            tex=PLASTER,
+            amp=0.15,
+            lit=0.8,
+        )
+        thing.add(
+            [(near, height, z0), (back, height, z0), (ridge, height + rise, z0)],
+            shade(body, 0.9),
+            FRONT,
+            z0,
+            tex=PLASTER,
+            amp=tex.plaster,
+            lit=0.35,
+        )
     face([(near, 0, z0), (near, 0, z1), (near, height, z1), (near, height, z0)], SIDE, near, 0.75, body)
     face([(near, 0, z0), (back, 0, z0), (back, height, z0), (near, height, z0)], FRONT, z0, 0.4, shade(body, 0.88))
     trim = shade(body, 0.62) if pitched else shade(body, 1.12)
@@ -99,20 +113,6 @@ def barrier(d: Domain, s: float, x: float, z0: float, z1: float, fence: bool, u:
     return thing
 
 
-def _blob(a: float, b: float, ra: float, rb: float, waves: Sequence[float], steps: int) -> list[tuple[float, float]]:
-    """An irregular closed outline around (a, b); `waves` are numbers in 0..1 that bend it."""
-    pairs, n = [], len(waves)
-    ring = CIRCLE if steps == 12 else FINE
-    for k, (c, sn) in enumerate(ring):
-        r = 0.74 + 0.30 * waves[k % n] if k % 2 else 0.90 + 0.22 * waves[(k * 3 + 1) % n]
-        pairs.append((a + ra * r * c, b + rb * r * sn))
-    return pairs
-
-
-FINE = tuple((c * 0.9659258 - s * 0.2588190, s * 0.9659258 + c * 0.2588190) for c, s in CIRCLE)
-FINE = tuple(p for pair in zip(CIRCLE, FINE, strict=True) for p in pair)
-
-
 def tree(d: Domain, x: float, z: float, base: float, layer: int, u: Sequence[float]) -> Thing:
     """A tree, 5 to 10 m tall: trunk and an irregular crown of three lobes."""
     height = d.layout.tree_m * (0.75 + 0.6 * u[0])
@@ -122,17 +122,7 @@ def tree(d: Domain, x: float, z: float, base: float, layer: int, u: Sequence[flo
     thing.casts.append(Cast(x - radius * 0.9, x + radius * 0.9, z - radius, z + radius, stem, height * 0.95, True))
     thing.contact = (x - 0.4, x + 0.4, z - 0.4, z + 0.5)
     leaf = pick(d.palette.leaves, u[3], 0.15, u[4])
-    amp, p = d.texture.leaves, Plate(thing, x, base, z)
-    p.poly(((-0.16, 0), (0.16, 0), (0.11, stem + 0.5), (-0.11, stem + 0.5)), d.palette.trunk)
-    mid, low, high = height - radius, base + stem, base + height
-    steps = 24 if z < 45 else 12
-    lobes = [(0.0, 0.0, 1.0, 0.98, 1.0, 0.6)]
-    if z < 60:
-        lobes += [(-0.42, -0.4, 0.62, 0.5, 0.82, 0.45), (0.3, 0.3, 0.55, 0.5, 1.15, 0.8),
-                  (-0.25, 0.35, 0.4, 0.36, 1.1, 0.7)]
-    for k, (a, b, ra, rb, tone, lit) in enumerate(lobes):
-        outline = _blob(a * radius, mid + b * radius, ra * radius, rb * radius, u[k % 3:], 12 if k > 1 else steps)
-        p.poly(outline, shade(leaf, tone), lit=lit, tex=LEAVES, amp=amp, low=low, high=high)
+    thing.tree = pack_tree(x, base, z, height, radius, stem, d.texture.leaves, *leaf, *d.palette.trunk, *u)
     return thing
 
 
@@ -143,11 +133,29 @@ def hedge(d: Domain, s: float, x: float, z0: float, z1: float, u: Sequence[float
     leaf = pick(d.palette.leaves, u[1], 0.15, u[2])
     steps = 9
     top = [(at, height * (0.72 + 0.28 * u[(k * 5) % len(u)]), z0 + (z1 - z0) * k / steps) for k in range(steps, -1, -1)]
-    thing.add([(at, 0, z0), (at, 0, z1), *top], leaf, SIDE, at, tex=LEAVES, amp=d.texture.leaves, lit=0.6, low=0.0,
-              high=height)
+    thing.add(
+        [(at, 0, z0), (at, 0, z1), *top],
+        leaf,
+        SIDE,
+        at,
+        tex=LEAVES,
+        amp=d.texture.leaves,
+        lit=0.6,
+        low=0.0,
+        high=height,
+    )
     h0 = top[-1][1]
-    thing.add([(at, 0, z0), (at + s * 1.2, 0, z0), (at + s * 1.1, h0 * 0.9, z0), (at, h0, z0)], shade(leaf, 0.85),
-              FRONT, z0, tex=LEAVES, amp=d.texture.leaves, lit=0.4, low=0.0, high=height)
+    thing.add(
+        [(at, 0, z0), (at + s * 1.2, 0, z0), (at + s * 1.1, h0 * 0.9, z0), (at, h0, z0)],
+        shade(leaf, 0.85),
+        FRONT,
+        z0,
+        tex=LEAVES,
+        amp=d.texture.leaves,
+        lit=0.4,
+        low=0.0,
+        high=height,
+    )
     return thing
 
 

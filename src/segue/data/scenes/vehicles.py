@@ -19,6 +19,7 @@ from segue.data.scenes.build import (
     Cast,
     Pair,
     Plate,
+    Point,
     Rgb,
     Thing,
     mix,
@@ -69,8 +70,10 @@ def car(palette: Palette, x: float, z0: float, rear: bool, u: Sequence[float], d
         cabin: list[Pair] = [(near, belt), (near + slope, top), (length - far - 0.5, top), (length - far, belt)]
         side.poly(cabin, shade(body, 0.9), lit=0.55)
         if detail:
-            pane = [(a + (0.16 if i in (0, 1) else -0.16), b * 0.98 if i in (1, 2) else b + 0.04)
-                    for i, (a, b) in enumerate(cabin)]
+            pane = [
+                (a + (0.16 if i in (0, 1) else -0.16), b * 0.98 if i in (1, 2) else b + 0.04)
+                for i, (a, b) in enumerate(cabin)
+            ]
             side.poly(pane, palette.glass, lit=0.5)
             middle = (near + length - far) / 2
             side.rect(middle - 0.05, belt, middle + 0.05, top, shade(body, 0.8))
@@ -80,25 +83,48 @@ def car(palette: Palette, x: float, z0: float, rear: bool, u: Sequence[float], d
     return thing
 
 
-def _car_face(thing: Thing, palette: Palette, x: float, z0: float, width: float, top: float, belt: float, near: float,
-              slope: float, body: Rgb, rear: bool, detail: bool) -> None:
+def _panel(thing: Thing, x: float, low: Point, high: Point, rgb: Rgb, lit: float) -> None:
+    """A leaning panel across a car; `low` and `high` are half width, height and depth of its edges."""
+    (a, y0, z0), (b, y1, z1) = low, high
+    thing.add([(x - a, y0, z0), (x + a, y0, z0), (x + b, y1, z1), (x - b, y1, z1)], rgb, FRONT, z0, lit=lit)
+
+
+def _car_face(
+    thing: Thing,
+    palette: Palette,
+    x: float,
+    z0: float,
+    width: float,
+    top: float,
+    belt: float,
+    near: float,
+    slope: float,
+    body: Rgb,
+    rear: bool,
+    detail: bool,
+) -> None:
     """The end of a car that faces the camera: window, lights, plate, bumper, wheels."""
     half, ceil = width / 2, width * 0.39
-    add = thing.add
-    add([(x - half * 0.95, belt, z0 + near), (x + half * 0.95, belt, z0 + near), (x + ceil, top, z0 + near + slope),
-         (x - ceil, top, z0 + near + slope)], shade(body, 1.06), FRONT, z0 + near, lit=0.7)
-    low = belt + 0.05
-    add([(x - half * 0.84, low, z0 + near), (x + half * 0.84, low, z0 + near),
-         (x + ceil * 0.88, top - 0.1, z0 + near + slope), (x - ceil * 0.88, top - 0.1, z0 + near + slope)],
-        palette.glass, FRONT, z0 + near, lit=0.7)
-    add([(x - half, belt * 0.9, z0), (x + half, belt * 0.9, z0), (x + half * 0.95, belt, z0 + near),
-         (x - half * 0.95, belt, z0 + near)], shade(body, 1.15), FRONT, z0, lit=1.0)
+    mid, far = z0 + near, z0 + near + slope
+    _panel(thing, x, (half * 0.95, belt, mid), (ceil, top, far), shade(body, 1.06), 0.7)
+    _panel(thing, x, (half * 0.84, belt + 0.05, mid), (ceil * 0.88, top - 0.1, far), palette.glass, 0.7)
+    _panel(thing, x, (half, belt * 0.9, z0), (half * 0.95, belt, mid), shade(body, 1.15), 1.0)
     face = Plate(thing, x, 0.0, z0)
     face.rect(-half * 0.86, 0.0, -half * 0.56, 0.4, palette.tyre, lit=0.2)
     face.rect(half * 0.56, 0.0, half * 0.86, 0.4, palette.tyre, lit=0.2)
     face.rect(-half * 0.9, 0.16, half * 0.9, 0.4, mix(palette.tyre, body, 0.25), lit=0.3)
-    face.poly(((-half, 0.34), (half, 0.34), (half, belt * 0.9), (half * 0.96, belt), (-half * 0.96, belt),
-               (-half, belt * 0.9)), body, lit=0.6)
+    face.poly(
+        (
+            (-half, 0.34),
+            (half, 0.34),
+            (half, belt * 0.9),
+            (half * 0.96, belt),
+            (-half * 0.96, belt),
+            (-half, belt * 0.9),
+        ),
+        body,
+        lit=0.6,
+    )
     lamp, glow = (TAIL, 0.35) if rear else (HEAD, 0.7)
     for s in (-1.0, 1.0):
         face.rect(s * half * 0.97, belt * 0.66, s * half * 0.66, belt * 0.9, lamp, glow=glow)
@@ -138,8 +164,15 @@ def _block(thing: Thing, x: float, z: float, width: float, length: float, low: f
     """The visible side and near face of a box, the near face a little brighter."""
     xs = _near_side(x, width)
     if abs(x) > width / 2:
-        thing.add([(xs, low, z), (xs, low, z + length), (xs, top, z + length), (xs, top, z)], shade(body, 0.9), SIDE,
-                  xs, lit=0.5, low=low, high=top)
+        thing.add(
+            [(xs, low, z), (xs, low, z + length), (xs, top, z + length), (xs, top, z)],
+            shade(body, 0.9),
+            SIDE,
+            xs,
+            lit=0.5,
+            low=low,
+            high=top,
+        )
     h = width / 2
     thing.add([(x - h, low, z), (x + h, low, z), (x + h, top, z), (x - h, top, z)], body, FRONT, z, lit=0.65)
 
@@ -224,8 +257,13 @@ def tram(palette: Palette, x: float, z0: float, u: Sequence[float]) -> Thing:
         side.rect(0.4, 1.3, length - 0.4, 2.6, palette.glass, lit=0.5)
         for k in range(1, 12):
             wide = 0.35 if k % 4 == 0 else 0.08
-            side.rect(k * length / 12 - wide, 0.3, k * length / 12 + wide, top,
-                      shade(palette.tyre, 1.8) if k % 4 == 0 else shade(body, 0.8))
+            side.rect(
+                k * length / 12 - wide,
+                0.3,
+                k * length / 12 + wide,
+                top,
+                shade(palette.tyre, 1.8) if k % 4 == 0 else shade(body, 0.8),
+            )
         side.rect(0, 0.18, length, 0.4, shade(palette.tyre, 1.5))
     face = Plate(thing, x, 0.0, z0)
     face.rect(-1.25, 2.75, 1.25, top, light)

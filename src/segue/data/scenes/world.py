@@ -35,8 +35,8 @@ from segue.data.scenes.build import (
     VOID,
     WINDOWS,
     YARD,
+    Panes,
     Rgb,
-    Surface,
     Thing,
     mix,
     pick,
@@ -70,16 +70,23 @@ def ground(d: Domain, st: Street, u: Sequence[float]) -> Thing:
     _flat(floor, st.left, st.right, NEAR, END, 0.0, road, ROADC, ASPHALT)
     for s in (-1.0, 1.0):
         x = s * st.edge(s)
-        floor.add([(x, 0, NEAR), (x, 0, END), (x, KERB, END), (x, KERB, NEAR)], p.curb, SIDE, x, label=SIDEWALK,
-                  lit=0.7)
+        floor.add(
+            [(x, 0, NEAR), (x, 0, END), (x, KERB, END), (x, KERB, NEAR)], p.curb, SIDE, x, label=SIDEWALK, lit=0.7
+        )
         _flat(floor, x, x + s * 0.16, NEAR, END, KERB, p.curb, SIDEWALK, 0)
     if st.cross is not None:
         for s in (-1.0, 1.0):
             _flat(floor, s * st.edge(s), s * 250.0, st.cross[0], st.cross[1], 0.0, road, ROADC, ASPHALT)
             x0, x1 = s * st.edge(s), s * 250.0
             far = st.cross[1]
-            floor.add([(x0, 0, far), (x1, 0, far), (x1, KERB, far), (x0, KERB, far)], p.curb, FRONT, far,
-                      label=SIDEWALK, lit=0.5)
+            floor.add(
+                [(x0, 0, far), (x1, 0, far), (x1, KERB, far), (x0, KERB, far)],
+                p.curb,
+                FRONT,
+                far,
+                label=SIDEWALK,
+                lit=0.5,
+            )
     return floor
 
 
@@ -133,25 +140,45 @@ def backdrop(d: Domain, st: Street, dice: Dice) -> list[Thing]:
         x, z = -190.0 + 24.0 * k + 10.0 * u[0], END + 20.0 - 6 * (k % 3)
         if u[1] < 0.55:
             thing = Thing(BUILDING, SKYLINE, x, x + 30, z, z + 5, 0.0, 8.0 + 14.0 * u[2])
-            thing.add([(x, 0, z), (x + 30, 0, z), (x + 30, thing.height, z), (x, thing.height, z)],
-                      pick(d.palette.buildings, u[3], 0.1, u[4]), FRONT, z, tex=PLASTER, amp=0.1, lit=0.5)
+            thing.add(
+                [(x, 0, z), (x + 30, 0, z), (x + 30, thing.height, z), (x, thing.height, z)],
+                pick(d.palette.buildings, u[3], 0.1, u[4]),
+                FRONT,
+                z,
+                tex=PLASTER,
+                amp=0.1,
+                lit=0.5,
+            )
             things.append(thing)
             continue
         thing = Thing(VEGETATION, SKYLINE, x, x + 30, z, z + 5, 0.0, 14.0)
         top = [(x + 32 - 4.0 * i, 5.0 + 9.0 * u[(i * 3) % 8], z) for i in range(9)]
-        thing.add([(x, 0, z), (x + 32, 0, z), *top], pick(d.palette.leaves, u[3], 0.1, u[4]), FRONT, z, tex=LEAVES,
-                  amp=0.2, lit=0.5)
+        thing.add(
+            [(x, 0, z), (x + 32, 0, z), *top],
+            pick(d.palette.leaves, u[3], 0.1, u[4]),
+            FRONT,
+            z,
+            tex=LEAVES,
+            amp=0.2,
+            lit=0.5,
+        )
         things.append(thing)
     u = dice.table(2, 1)[0]
     z = _end(d, dice)
     if z < END:
-        house = street.building(d, 1.0, -14.0 - 8 * u[2], z, z + 12.0, 10.0 + 8.0 * u[3], u)
-        x0, x1 = -14.0 - 8 * u[2], 12.0 + 10 * u[4]
-        house.x0, house.x1, house.layer = x0, x1, SKYLINE
-        house.surfaces = [Surface([(x0, 0, z), (x1, 0, z), (x1, house.height, z), (x0, house.height, z)], BUILDING,
-                                  pick(d.palette.buildings, u[5], 0.1, u[6]), FRONT, z, WINDOWS, d.texture.windows,
-                                  1.0, 0.5, 0.0, 0.0, house.height, 3.2, 3.3, 0.5, 0.55)]
-        house.casts = []
+        x0, x1, height = -14.0 - 8 * u[2], 12.0 + 10 * u[4], 10.0 + 8.0 * u[3]
+        house = Thing(BUILDING, SKYLINE, x0, x1, z, z + 12.0, 0.0, height)
+        house.panes.append(Panes(0, 3.2, 3.3, 0.5, 0.55))
+        house.add(
+            [(x0, 0, z), (x1, 0, z), (x1, height, z), (x0, height, z)],
+            pick(d.palette.buildings, u[5], 0.1, u[6]),
+            FRONT,
+            z,
+            tex=WINDOWS,
+            amp=d.texture.windows,
+            lit=0.5,
+            high=height,
+        )
         things.append(house)
     return things
 
@@ -193,7 +220,7 @@ def _grove(d: Domain, s: float, x: float, z0: float, z1: float, u: list[float]) 
         z = z0 + (z1 - z0) * (k + u[k]) / 3
         things.append(street.tree(d, s * (x + 2.2 + 2.5 * u[k + 3]), max(z, 4.0), 0.0, YARD, u[k:] + u[:k]))
         far = s * (x + 8.0 + 4.0 * u[k + 1])
-        things.append(street.tree(d, far, max(z, 4.0) + 2.0, 0.0, YARD, u[k + 2:] + u[:k + 2]))
+        things.append(street.tree(d, far, max(z, 4.0) + 2.0, 0.0, YARD, u[k + 2 :] + u[: k + 2]))
     return things
 
 

@@ -71,8 +71,17 @@ def _write_gta5(out: Path, split: str, index: int, scene: Scene) -> None:
 WRITERS: dict[str, Callable[[Path, str, int, Scene], None]] = {"cityscapes": _write_cityscapes, "gta5": _write_gta5}
 
 
-def write(out: str | Path, *, num: int, seed: int, domain: Domain, size: tuple[int, int] = (128, 256),
-          layout: str = "cityscapes", split: str = "train", start: int = 0) -> None:
+def write(
+    out: str | Path,
+    *,
+    num: int,
+    seed: int,
+    domain: Domain,
+    size: tuple[int, int] = (128, 256),
+    layout: str = "cityscapes",
+    split: str = "train",
+    start: int = 0,
+) -> None:
     """Render `num` scenes, numbers `start`.., and write them under `out` in a real data set's layout.
 
     `layout` is ``cityscapes`` (8-bit label ids, void 0) or ``gta5`` (palette label ids; it has no splits on disk, the
@@ -89,8 +98,18 @@ def write(out: str | Path, *, num: int, seed: int, domain: Domain, size: tuple[i
     folder = Path(out)
     for index in range(start, start + num):
         WRITERS[layout](folder, split, index, render(domain, scene_seed(seed, split, index), size))
-    _note(folder, split, {"domain": dataclasses.asdict(domain), "seed": seed, "num": num, "start": start,
-                          "size": list(size), "layout": layout})
+    _note(
+        folder,
+        split,
+        {
+            "domain": dataclasses.asdict(domain),
+            "seed": seed,
+            "num": num,
+            "start": start,
+            "size": list(size),
+            "layout": layout,
+        },
+    )
 
 
 def _note(folder: Path, split: str, entry: dict[str, Any]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import resource
 import shutil
 from collections.abc import Callable
@@ -277,7 +276,8 @@ def test_full_disk(limit: int, mini: Path, trained: Path, scene_data: Path, tmp_
     done = process("run", mini, "--out", out, "--device", "cpu", code=FULL.format(limit=limit))
     refused(done, "iteration_00000004", "earlier checkpoints are untouched", "free space", "--resume")
     checkpoints = out / "stages/1_second/checkpoints"
-    assert os.listdir(checkpoints) == ["iteration_00000002"], "the last good one, and nothing half written"
+    # the last good one, and nothing half written
+    assert [p.name for p in checkpoints.iterdir()] == ["iteration_00000002"]
     predictor = package.load(out, device="cpu")
     assert (predictor.info["stage"], predictor.info["iteration"]) == ("second", 2)
     assert predictor.predict(next((scene_data / "game/images").iterdir())).shape == (64, 96)

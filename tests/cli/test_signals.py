@@ -1,4 +1,4 @@
-"""Stopped from outside: SIGTERM saves everything and exits 75; after either signal ``--resume`` ends with the same bytes."""
+"""Stopped from outside: SIGTERM saves all and exits 75; after it or kill -9 ``--resume`` ends with the same bytes."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_sigterm_saves_and_resumes_to_the_same_bytes(scene_data: Path, tmp_path:
 
 
 def test_kill_9_of_the_demo_recipe(scene_data: Path, tmp_path: Path) -> None:
-    """Killed in the second stage, with loader processes that outlive their parent, and again while a file is written."""
+    """Killed in the second stage, with loader processes that outlive their parent, and while a file is written."""
     roots = [f"data.{name}.root={scene_data / name}" for name in ("game", "city")]
     short = ["demo", *roots, "train.iterations=8", "train.checkpoint_every=1", "train.log_every=1", "--device", "cpu"]
     out, whole = tmp_path / "run", tmp_path / "whole"

@@ -258,7 +258,7 @@ def config_copy(recipe: str, to: Path) -> None:
 
     if to.exists():
         raise UserError(f"{to} exists; choose another name")
-    write_text(to, recipes.find(recipe).read_text("utf-8"))
+    write_text(to, recipes.portable(recipe))
     print(to)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -44,6 +45,17 @@ def find(recipe: str | Path) -> Path:
     if name in known:
         return known[name]
     raise ConfigError(f"no recipe {str(recipe)!r}: no such file, and no shipped recipe{nearest(name, list(known))}")
+
+
+def portable(recipe: str | Path) -> str:
+    """Text of a recipe that means the same in every folder: it extends shipped recipes by name."""
+    path = find(recipe)
+    names = {file.resolve(): name for name, file in shipped().items()}
+
+    def by_name(line: re.Match[str]) -> str:
+        return f"extends: {names.get((path.parent / line[1]).resolve(), line[1])}"
+
+    return re.sub(r"^extends:\s*(\S+)$", by_name, path.read_text("utf-8"), flags=re.MULTILINE)
 
 
 def load(

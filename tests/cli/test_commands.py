@@ -136,6 +136,12 @@ def test_config(mini: Path, tmp_path: Path) -> None:
     assert json.loads(said("config", "schema"))["properties"]["stages"]
 
 
+@pytest.mark.parametrize("name", recipes.shipped())
+def test_a_copied_recipe_means_the_same(name: str, tmp_path: Path) -> None:
+    said("config", "copy", name, tmp_path / "mine.yaml")
+    assert recipes.load(tmp_path / "mine.yaml") == recipes.load(name)
+
+
 def test_scenes_and_what_looks_at_them(tmp_path: Path) -> None:
     small = ["--num", "2", "--size", "64x96"]
     city, game, between = (tmp_path / name for name in ("city", "game", "between"))

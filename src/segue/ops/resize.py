@@ -19,7 +19,9 @@ def bilinear(x: Tensor, size: tuple[int, int], align_corners: bool = False) -> T
     """(N,C,h,w) to (N,C,*size*): equals ``F.interpolate(mode="bilinear")`` to rounding, gradients too."""
     if x.shape[-2:] == size:
         return x
-    if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64):
+    # An exported or compiled graph keeps one resize for every size, and its fake tensors must not enter the cache.
+    plain = torch.compiler.is_compiling() or x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64)
+    if plain:
         return F.interpolate(x, size, mode="bilinear", align_corners=align_corners)
     rows = _weights(x.shape[-2], size[0], align_corners, x.dtype)
     columns = _weights(x.shape[-1], size[1], align_corners, x.dtype)

@@ -1,4 +1,4 @@
-"""The README, executed: every command and every Python block in order and as printed, on tiny data, stages shortened."""
+"""The README, executed: every command and Python block in order and as printed, on tiny data, stages shortened."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from helpers.command import WAIT_S
 
+from helpers.command import WAIT_S
 from segue import recipes
 from segue.jobs import demo
 

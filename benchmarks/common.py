@@ -18,10 +18,18 @@ RESULTS = Path(__file__).parents[1] / "docs/results"
 
 
 def paired(
-    a: Callable[[], object], b: Callable[[], object], pairs: int, clock: Callable[[], float]
+    a: Callable[[], object],
+    b: Callable[[], object],
+    pairs: int,
+    clock: Callable[[], float],
+    alternations: int = 1,
 ) -> dict[str, float]:
-    """Run A B A B … after one warm-up pair; times in ms, and median and 90 % interval of the paired ratio a / b."""
-    times = np.array([(_seconds(a, clock), _seconds(b, clock)) for _ in range(pairs + 1)])[1:]
+    """Run A B A B … after one warm-up pair; times in ms, and median and 90 % interval of the paired ratio a / b.
+
+    A pair's times are means over ``alternations`` of A B, so that the machine's slow swings meet both sides alike.
+    """
+    runs = [[(_seconds(a, clock), _seconds(b, clock)) for _ in range(alternations)] for _ in range(pairs + 1)]
+    times = np.array(runs)[1:].mean(1)
     low, median, high = np.percentile(times[:, 0] / times[:, 1], [5, 50, 95])
     a_ms, b_ms = 1e3 * np.median(times, axis=0)
     row = {"a_ms": a_ms, "b_ms": b_ms, "ratio_median": median, "ratio_p05": low, "ratio_p95": high, "pairs": pairs}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import resource
 import shutil
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,6 @@ from contracts.test_resume import fingerprint
 from helpers.command import Outcome, files, process, refused, segue, started, write_recipe
 from helpers.recipes import recipe
 from segue import checkpoint, recipes, runs
-from segue.errors import UserError
 from segue.hardware import Hardware
 from segue.jobs import stages
 from segue.labels import load_space
@@ -245,34 +243,6 @@ def test_folder_in_use(mini: Path, copied: Path) -> None:
     assert run(mini, "--out", copied, "--resume").code == 0
 
 
-FORK = """
-import os, sys, time
-from pathlib import Path
-from segue import runs
-with runs.locked(Path(sys.argv[1])):
-    child = os.fork()
-    if child:
-        print(child, flush=True)
-    time.sleep(300)
-"""
-
-
-def test_the_lock_dies_with_its_process_although_children_live_on(tmp_path: Path) -> None:
-    """As loader processes do for some seconds after a kill -9."""
-    with started(tmp_path, code=FORK) as other:
-        assert other.stdout is not None
-        child = int(other.stdout.readline())
-        with pytest.raises(UserError, match="in use"), runs.locked(tmp_path):
-            pass
-        other.kill()
-        other.wait()
-        try:
-            with runs.locked(tmp_path):
-                os.kill(child, 0)  # still there
-        finally:
-            os.kill(child, signal.SIGKILL)
-
-
 def test_folder_that_holds_a_run(mini: Path, copied: Path) -> None:
     before = files(copied)
     refused(run(mini, "--out", copied), str(copied), "already holds a run", "--resume")
@@ -288,6 +258,7 @@ def test_nothing_to_resume(mini: Path, tmp_path: Path, monkeypatch: pytest.Monke
 
 
 FULL = """
+import os
 import resource
 from segue import checkpoint
 real = checkpoint.save

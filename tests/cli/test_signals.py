@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 from pathlib import Path
+
+import pytest
 
 from contracts.test_resume import fingerprint
 from helpers.command import segue, started, wait_for, write_recipe
 from helpers.recipes import recipe
-from segue import checkpoint
+from segue import checkpoint, runs
+from segue.errors import UserError
 
 LONG = 60
 
@@ -62,3 +66,31 @@ def test_kill_9_of_the_demo_recipe(scene_data: Path, tmp_path: Path) -> None:
     assert segue("run", *short, "--out", whole).code == 0
     assert fingerprint(out) == fingerprint(whole)
     assert not list(last.glob(".*.tmp")), "what a killed process left half written is cleared away"
+
+
+FORK = """
+import os, sys, time
+from pathlib import Path
+from segue import runs
+with runs.locked(Path(sys.argv[1])):
+    child = os.fork()
+    if child:
+        print(child, flush=True)
+    time.sleep(300)
+"""
+
+
+def test_the_lock_dies_with_its_process_although_children_live_on(tmp_path: Path) -> None:
+    """As loader processes do for some seconds after a kill -9."""
+    with started(tmp_path, code=FORK) as other:
+        assert other.stdout is not None
+        child = int(other.stdout.readline())
+        try:
+            with pytest.raises(UserError, match="in use"), runs.locked(tmp_path):
+                pass
+            other.kill()
+            other.wait()
+            with runs.locked(tmp_path):
+                os.kill(child, 0)  # still there
+        finally:
+            os.kill(child, signal.SIGKILL)

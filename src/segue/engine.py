@@ -116,6 +116,8 @@ class _Loop:
                 self._after_iteration(stop)
         self.method.finish(self.streams)
         self._save()
+        if stop:
+            raise _interrupted(stop, self.iteration)
         return self.total
 
     def _begin(self) -> None:
@@ -229,9 +231,7 @@ class _Loop:
             self._save()
         if stop:
             self._save()
-            raise Interrupted(
-                f"stopped by {signal.Signals(stop[0]).name} after iteration {self.iteration}, all is saved"
-            )
+            raise _interrupted(stop, self.iteration)
 
     def _flush(self) -> None:
         """One line of metrics.jsonl: the mean of every number since the last line."""
@@ -311,6 +311,10 @@ def _global_counts(batches: list[Batch], place: Place) -> list[Batch]:
     count = batches[0].label_count.to(place.device, copy=True)
     dist.all_reduce(count)
     return [replace(b, label_count=count) for b in batches]
+
+
+def _interrupted(stop: list[int], iteration: int) -> Interrupted:
+    return Interrupted(f"stopped by {signal.Signals(stop[0]).name} after iteration {iteration}, all is saved")
 
 
 @contextmanager

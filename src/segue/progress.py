@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Mapping
 
-T = TypeVar("T")
 LOG_EVERY_S = 15.0
 
 
@@ -44,12 +42,3 @@ class Progress:
         line = "  ".join(parts)
         end = "\n" if last or not self.live else ""
         print(f"\r\x1b[2K{line}" if self.live else line, end=end, file=sys.stderr, flush=True)
-
-
-def track(items: Sequence[T] | Iterable[T], title: str, total: int) -> Iterator[T]:
-    """Iterate with progress."""
-    show = Progress(title)
-    for done, item in enumerate(items):
-        show(done, total)
-        yield item
-    show(total, total)

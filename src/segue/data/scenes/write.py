@@ -31,14 +31,6 @@ def scene_seed(seed: int, split: str, index: int) -> int:
     return int.from_bytes(word[:8], "big") >> 1
 
 
-def label_ids(label: U8) -> U8:
-    """Train ids to Cityscapes label ids; void (255) becomes 0."""
-    table = np.zeros(256, np.uint8)
-    table[:19] = load_space("cityscapes19").ids
-    out: U8 = table[label]
-    return out
-
-
 def palette() -> list[int]:
     """The 256 RGB entries of GTA5 label files, indexed by label id."""
     space = load_space("cityscapes19")
@@ -56,12 +48,15 @@ def _write_cityscapes(out: Path, split: str, index: int, scene: Scene) -> None:
     city = f"{split}town{index // PER_CITY:02d}"
     stem = f"{city}_{index:06d}_{19:06d}"
     _save(out / "leftImg8bit" / split / city / f"{stem}_leftImg8bit.png", Image.fromarray(scene.image))
-    _save(out / "gtFine" / split / city / f"{stem}_gtFine_labelIds.png", Image.fromarray(label_ids(scene.label)))
+    _save(
+        out / "gtFine" / split / city / f"{stem}_gtFine_labelIds.png",
+        Image.fromarray(load_space("cityscapes19").to_label_ids(scene.label)),
+    )
 
 
 def _write_gta5(out: Path, split: str, index: int, scene: Scene) -> None:
     name = f"{index + 1:05d}.png"
-    label = Image.fromarray(label_ids(scene.label)).convert("L")
+    label = Image.fromarray(load_space("cityscapes19").to_label_ids(scene.label)).convert("L")
     label = Image.frombytes("P", label.size, label.tobytes())
     label.putpalette(palette())
     _save(out / "images" / name, Image.fromarray(scene.image))

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
 
 from segue import recipes
+from segue.cli import config, data
+from segue.cli.options import Overrides, pixels
 from segue.errors import DISK_FULL, Interrupted, UserError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
-config_app = typer.Typer(no_args_is_help=True, help="Look at recipes: show, validate, copy, schema.")
-data_app = typer.Typer(no_args_is_help=True, help="Look at data: show, check; and generate scenes.")
-app.add_typer(config_app, name="config")
-app.add_typer(data_app, name="data")
+app.add_typer(config.app, name="config")
+app.add_typer(data.app, name="data")
 
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings over the recipe's.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:K or mps.")]
 Debug = "--debug"
 
@@ -122,10 +118,10 @@ def evaluate(
     from segue import api
     from segue.files import write_json
 
-    pixels = _size(size)
+    input_size = pixels(size)
     predictor = api.load(model, device)
     chosen = {key: predictor.info.get(key) for key in ("run", "stage", "iteration", "chosen")}
-    scores = api.evaluate(predictor, data, root=root, size=pixels, views=tuple(view or ["all"]))
+    scores = api.evaluate(predictor, data, root=root, size=input_size, views=tuple(view or ["all"]))
     if json_file:
         write_json(json_file, {"model": chosen, **scores})
     print(f"stage {chosen['stage']}, iteration {chosen['iteration']}, checkpoint {chosen['chosen']}")
@@ -136,15 +132,6 @@ def evaluate(
 
 def _percent(value: float | None) -> str:
     return "absent" if value is None or value != value else f"{100 * value:5.1f}"
-
-
-def _size(text: str) -> tuple[int, int] | None:
-    if not text:
-        return None
-    match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text.lower(), re.ASCII)
-    if match is None:
-        raise UserError(f"cannot read size {text!r}: write HEIGHTxWIDTH in pixels, for example 512x1024")
-    return int(match[1]), int(match[2])
 
 
 @app.command()
@@ -209,121 +196,6 @@ def _first_line(text: str | None) -> str:
 
 def _first_comment(path: Path) -> str:
     return path.read_text("utf-8").split("\n")[0].removeprefix("#").strip()
-
-
-@config_app.command("show")
-def config_show(
-    recipe: str,
-    overrides: Overrides = None,
-    why: Annotated[bool, typer.Option("--why", help="Say where each value comes from.")] = False,
-) -> None:
-    """The resolved recipe."""
-    data, sources = recipes.collect(recipe, overrides or [])
-    resolved = recipes.validate(data)
-    if not why:
-        print(yaml.safe_dump(resolved.model_dump(mode="json"), sort_keys=False), end="")
-        return
-    for key, value in _leaves(resolved.model_dump(mode="json")):
-        print(f"{key} = {json.dumps(value)}   # {_source(key, sources)}")
-
-
-def _source(key: str, sources: dict[str, str]) -> str:
-    parts = key.split(".")
-    candidates = (".".join(parts[:n]) for n in range(len(parts), 0, -1))
-    found = next((sources[c] for c in candidates if c in sources), None)
-    children = next((s for k, s in sources.items() if k.startswith(key + ".")), None)
-    return found or children or "default"
-
-
-def _leaves(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
-    rows = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    inner = [leaf for k, v in rows for leaf in _leaves(v, f"{prefix}.{k}" if prefix else str(k))]
-    return inner or [(prefix, value)]
-
-
-@config_app.command("validate")
-def config_validate(recipe: str, overrides: Overrides = None) -> None:
-    """Check a recipe; exit code 2 and every fault if it is wrong."""
-    given = recipes.load(recipe, overrides or [])
-    from segue.jobs.stages import check_settings
-
-    check_settings(given)
-    print(f"{recipe}: {len(given.stages)} stages, no faults")
-
-
-@config_app.command("copy")
-def config_copy(recipe: str, to: Path) -> None:
-    """Copy a shipped recipe to a file of your own."""
-    from segue.files import write_text
-
-    if to.exists():
-        raise UserError(f"{to} exists; choose another name")
-    write_text(to, recipes.portable(recipe))
-    print(to)
-
-
-@config_app.command("schema")
-def config_schema() -> None:
-    """JSON schema of a recipe, for editors."""
-    from segue.config import Recipe
-
-    print(json.dumps(Recipe.model_json_schema(), indent=1))
-
-
-@data_app.command("scenes")
-def data_scenes(
-    out: Annotated[Path, typer.Option(help="Folder to write to.")],
-    num: Annotated[int, typer.Option(help="Images.", min=1)] = 100,
-    seed: Annotated[int, typer.Option(help="Equal seeds give equal files.", min=0)] = 0,
-    domain: Annotated[str, typer.Option(help="game, city, or random-SEED.")] = "city",
-    drift: Annotated[
-        float | None, typer.Option(help="0 = game, 1 = --domain, between them a mixture.", min=0, max=1)
-    ] = None,
-    layout: Annotated[str, typer.Option(help="cityscapes or gta5.")] = "cityscapes",
-    split: Annotated[str, typer.Option(help="Split to write.")] = "train",
-    size: Annotated[str, typer.Option(help="HEIGHTxWIDTH in pixels.")] = "128x256",
-) -> None:
-    """Generate street scenes with exact labels in a real data set's layout."""
-    from segue.data import scenes
-
-    pixels = _size(size) or (128, 256)
-    try:
-        chosen = scenes.domain(domain)
-        if drift is not None:
-            chosen = scenes.drift(scenes.PRESETS["game"], chosen, drift)
-        scenes.write(out, num=num, seed=seed, domain=chosen, size=pixels, layout=layout, split=split)
-    except ValueError as error:
-        raise UserError(str(error)) from error
-    print(f"{num} scenes in {out}")
-
-
-@data_app.command("check")
-def data_check(
-    name: Annotated[str, typer.Argument(help="Data set name or folder.")],
-    root: Annotated[Path | None, typer.Option(help="Where the data set lies.")] = None,
-) -> None:
-    """Find unreadable, truncated, mismatched, out-of-range and duplicate files; exit code 2 if there are any."""
-    from segue.data import audit
-
-    problems = audit.check(name, root=root)
-    for problem in problems:
-        print(problem)
-    print(f"{len(problems)} problems", file=sys.stderr)
-    if problems:
-        sys.exit(2)
-
-
-@data_app.command("show")
-def data_show(
-    name: Annotated[str, typer.Argument(help="Data set name or folder, with split: NAME[:SPLIT].")],
-    out: Annotated[Path, typer.Option(help="Page to write.")] = Path("data.html"),
-    root: Annotated[Path | None, typer.Option(help="Where the data set lies.")] = None,
-    labels: Annotated[str, typer.Option(help="Label space to map to; default the data's own.")] = "",
-) -> None:
-    """Write one page of images, labels and class shares."""
-    from segue.data import audit
-
-    print(audit.show(name, out, root=root, labels=labels or None))
 
 
 os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")  # a damaged file is told once, by us

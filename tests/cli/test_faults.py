@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 
 import segue as package
-from contracts.test_resume import fingerprint
 from helpers.command import Outcome, files, process, refused, segue, started, write_recipe
+from helpers.fingerprint import fingerprint
 from helpers.recipes import recipe
 from segue import checkpoint, recipes, runs
 from segue.hardware import Hardware
@@ -77,6 +77,16 @@ def test_fault_of_recipe_or_options(fault: str, mini: Path, tmp_path: Path) -> N
     assert not out.exists(), "a refused run leaves no folder"
 
 
+def test_refused_run_leaves_no_default_folder(mini: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    refused(segue("run", mini, "--device", "cpu", *RECIPE_FAULTS["missing data folder"][0]))
+    assert not list(Path("runs").glob("*"))
+    kept = Path("runs/mini/20200101-000000")
+    kept.mkdir(parents=True)
+    refused(segue("run", mini, "--device", "cpu", *RECIPE_FAULTS["missing data folder"][0]))
+    assert [p for p in Path("runs").rglob("*") if p.is_dir()] == [kept.parent, kept]
+
+
 @pytest.mark.parametrize("fault", ["missing data folder", "unknown key", "unknown model"])
 def test_a_fault_does_not_touch_the_run_that_it_would_resume(fault: str, mini: Path, copied: Path) -> None:
     arguments, words = RECIPE_FAULTS[fault]
@@ -131,9 +141,12 @@ def test_truncated_image_in_mid_training(workers: int, trained: Path, own_data: 
     last = checkpoint.newest(out / "stages/1_second/checkpoints")
     assert last is not None
     assert last.name == "iteration_00000002", "the checkpoint before the fault stays"
+    record = runs.read(out / "run.json")
+    assert record["status"] == "failed" and str(image) in record["error"]
     image.write_bytes(whole)
     done = run(path, "--out", out, "--resume")
     assert done.code == 0, done
+    assert runs.read(out / "run.json")["status"] == "finished" and runs.read(out / "run.json")["error"] is None
     assert fingerprint(out) == fingerprint(trained)
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from contracts.test_resume import fingerprint
 from helpers.command import segue, started, wait_for, write_recipe
+from helpers.fingerprint import fingerprint
 from helpers.recipes import recipe
 from segue import checkpoint, runs
 from segue.errors import UserError

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from helpers.fingerprint import fingerprint
 from helpers.recipes import recipe
 from segue import checkpoint, recipes
 from segue.jobs import stages
@@ -23,29 +23,6 @@ POINTS = ("inside an iteration", "between two yields", "during evaluation", "bef
 
 class Kill(BaseException):
     """Stands for the end of the process: nothing but ``finally`` blocks runs after it."""
-
-
-def fingerprint(folder: Path) -> dict[str, str]:
-    """Hashes of the final weights, of the whole training state, and of metrics.jsonl, for each stage."""
-    out = {}
-    for stage in sorted((folder / "stages").iterdir()):
-        last = checkpoint.newest(stage / "checkpoints")
-        assert last is not None
-        out[f"{stage.name}/weights"] = hashlib.sha256((last / "model.safetensors").read_bytes()).hexdigest()
-        out[f"{stage.name}/state"] = digest(checkpoint.load_state(last))
-        out[f"{stage.name}/metrics"] = (stage / "metrics.jsonl").read_text()
-    return out
-
-
-def digest(value: Any) -> str:
-    """Hash of nested containers of tensors and numbers, by value."""
-    if isinstance(value, torch.Tensor):
-        return hashlib.sha256(value.contiguous().view(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
-    if isinstance(value, dict):
-        return hashlib.sha256("".join(f"{k}{digest(v)}" for k, v in value.items()).encode()).hexdigest()
-    if isinstance(value, (list, tuple)):
-        return hashlib.sha256("".join(map(digest, value)).encode()).hexdigest()
-    return repr(value)
 
 
 def once(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, when: Callable[..., bool]) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import shlex
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median_low
@@ -16,7 +16,7 @@ import torch
 
 from segue import report, runs
 from segue.config import Recipe
-from segue.errors import UserError
+from segue.errors import Interrupted, UserError
 from segue.files import write_json, write_text
 from segue.hardware import launch
 from segue.jobs import stages
@@ -54,15 +54,17 @@ def run(
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
     hardware = launch(device, gpus)
+    given = folder
     if folder is None:
         folder = hardware.agree(_default(recipe.name, resume) if hardware.rank == 0 else Path())
     wanted = list(seeds) or [recipe.seed]
     folders = {seed: folder if len(wanted) == 1 else folder / f"seed_{seed}" for seed in wanted}
     recipes = {seed: recipe.model_copy(update={"seed": seed}) for seed in wanted}
-    jobs = {seed: stages.prepare(recipes[seed], folders[seed], hardware) for seed in wanted}
+    with _unused_is_removed(folder) if given is None and hardware.rank == 0 else nullcontext():
+        jobs = {seed: stages.prepare(recipes[seed], folders[seed], hardware) for seed in wanted}
     if hardware.rank == 0:
         _open(folder, recipe, wanted, resume)
-    with runs.locked(folder) if hardware.rank == 0 else nullcontext():
+    with _kept_whole(folder) if hardware.rank == 0 else nullcontext():
         if hardware.rank == 0:
             for seed in wanted:
                 _manifest(folders[seed], recipes[seed], [seed])
@@ -82,6 +84,33 @@ def run(
 def _default(name: str, resume: bool) -> Path:
     root = Path("runs")
     return runs.latest(root, name) if resume else runs.create(root, name)
+
+
+@contextmanager
+def _unused_is_removed(folder: Path) -> Iterator[None]:
+    """A run that is refused before it begins leaves no empty folder behind."""
+    try:
+        yield
+    except UserError:
+        for empty in (folder, folder.parent):
+            with suppress(OSError):  # it holds something, or is gone
+                empty.rmdir()
+        raise
+
+
+@contextmanager
+def _kept_whole(folder: Path) -> Iterator[None]:
+    """Nobody else writes here meanwhile, and run.json says when the run failed, and why."""
+    with runs.locked(folder):
+        try:
+            yield
+        except Interrupted:
+            raise
+        except Exception as error:
+            first = (str(error).splitlines() or [type(error).__name__])[0]
+            with suppress(OSError, UserError):  # the disk may be what failed
+                runs.update(folder / "run.json", status="failed", error=first)
+            raise
 
 
 def _open(folder: Path, recipe: Recipe, seeds: list[int], resume: bool) -> None:
@@ -114,6 +143,7 @@ def _manifest(folder: Path, recipe: Recipe, seeds: list[int]) -> None:
         created=created,
         finished=None,
         status="running",
+        error=None,
         seed=recipe.seed,
         seeds=seeds,
         command=shlex.join(["segue", *sys.argv[1:]]),

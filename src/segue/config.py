@@ -98,7 +98,8 @@ class TrainConfig(Settings):
     """Images of each stream in one optimiser step, over all devices and micro-batches."""
     accumulate: PositiveInt = 1
     """Micro-batches a step; the loss does not change with it."""
-    precision: Literal["32", "bf16", "fp16"] = "32"
+    precision: Literal["64", "32", "bf16", "fp16"] = "32"
+    """Of the network: 64 is for comparisons, bf16 and fp16 are torch's autocast. Losses are never below 32 bits."""
     clip_norm: PositiveFloat | None = None
     """Largest gradient norm of each network; larger gradients are scaled down to it."""
     workers: int = Field(0, ge=0)

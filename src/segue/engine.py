@@ -27,10 +27,11 @@ from segue.files import write_json
 from segue.labels import LabelSpace
 from segue.methods.base import Method, Terms
 from segue.ops.keys import seed_of
+from segue.ops.precision import full
 from segue.optim import LossScaler, build_optimizers, set_lr
 from segue.runs import Metrics
 
-PRECISIONS = {"32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS = {"64": torch.float64, "32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Stream(Protocol):
@@ -88,6 +89,8 @@ class _Loop:
         self.total = train.iterations or math.ceil((train.epochs or 1) * self.per_epoch)
         self.root = place.folder / "checkpoints"
         method.to(place.device)
+        if train.precision == "64":
+            method.double()
         if train.channels_last:
             method.to(memory_format=torch.channels_last)
         self.optimizers = build_optimizers(method.networks(), optim)
@@ -165,35 +168,27 @@ class _Loop:
                 terms = next(graphs, None)
             if terms is None:
                 return
-            loss = torch.stack([t.float() for t in terms.values()]).sum() * share if terms else None
+            loss = torch.stack([full(t) for t in terms.values()]).sum() * share if terms else None
             if loss is not None and loss.requires_grad:
                 (loss * self.scaler.scale).backward()  # type: ignore[no-untyped-call]
             _add(logs, terms, share)
 
     def _to_device(self, batch: Batch) -> Batch:
         batch = batch.to(self.place.device)
-        if not self.train.channels_last:
-            return batch
-        return replace(batch, image=batch.image.contiguous(memory_format=torch.channels_last))
+        image = batch.image.double() if self.train.precision == "64" else batch.image
+        if self.train.channels_last:
+            image = image.contiguous(memory_format=torch.channels_last)
+        return replace(batch, image=image)
 
     def _autocast(self) -> torch.autocast:
         dtype = PRECISIONS[self.train.precision]
-        enabled = dtype != torch.float32
+        enabled = dtype in (torch.bfloat16, torch.float16)
         return torch.autocast(self.place.device.type, dtype=dtype if enabled else None, enabled=enabled)
 
     def _gradients(self) -> list[Tensor]:
         """Gradients of all networks, averaged over the devices by one flattened all-reduce."""
-        if self.place.world > 1:
-            for parameter in self.parameters:
-                if parameter.grad is None:
-                    parameter.grad = torch.zeros_like(parameter)
-            grads = [p.grad for p in self.parameters if p.grad is not None]
-            flat = torch.cat([g.reshape(-1) for g in grads])
-            dist.all_reduce(flat)
-            flat /= self.place.world
-            parts = torch.split(flat, [g.numel() for g in grads])
-            for grad, part in zip(grads, parts, strict=True):
-                grad.copy_(part.view_as(grad))
+        if self.place.world > 1 and self.parameters:
+            _average(self.parameters, self.place.world)
         return [p.grad for p in self.parameters if p.grad is not None]
 
     def _clip(self, logs: dict[str, Tensor]) -> bool:
@@ -304,6 +299,18 @@ def _add(logs: dict[str, Tensor], terms: Terms, share: float) -> None:
     for key, value in rows.items():
         value = value.detach().float() * share
         logs[key] = logs[key] + value if key in logs else value
+
+
+def _average(parameters: list[nn.Parameter], world: int) -> None:
+    """Replace gradients by their mean over the devices; a parameter that has none on any device keeps none."""
+    # How many devices have a gradient travels along: a zero in place of "none" would decay the weight.
+    given = torch.tensor([p.grad is not None for p in parameters]).to(parameters[0])
+    grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    flat = torch.cat([given, *(g.reshape(-1) for g in grads)])
+    dist.all_reduce(flat)
+    has, *parts = torch.split(flat, [len(parameters), *(g.numel() for g in grads)])
+    for parameter, part, number in zip(parameters, parts, has.tolist(), strict=True):
+        parameter.grad = (part / world).view_as(parameter) if number else None
 
 
 def _global_counts(batches: list[Batch], place: Place) -> list[Batch]:

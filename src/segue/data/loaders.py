@@ -124,8 +124,7 @@ class Stream:
 
     def _counted(self, batches: list[Batch]) -> list[Batch]:
         total = sum(float(b.label_count) for b in batches)
-        # At least one pixel: a batch without labels then has a loss of 0, not 0/0.
-        count = torch.tensor(max(total, 1.0) / (self.accumulate * self.world))
+        count = torch.tensor(total / (self.accumulate * self.world))
         return [replace(b, label_count=count) for b in batches]
 
 

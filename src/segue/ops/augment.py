@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from segue.ops.precision import full
 from segue.settings import Settings
 
 
@@ -44,7 +45,7 @@ def strong(image: Tensor, generators: Sequence[torch.Generator], config: StrongC
     """Jittered and blurred copies of images (N,3,H,W) float 0..1; one (CPU) generator an image decides all of it."""
     if len(generators) != len(image):
         raise ValueError(f"{len(image)} images need as many generators, got {len(generators)}")
-    out = image.float().clone()
+    out = full(image).clone()
     low, high = config.blur_sigma_px
     blurred, sigmas = [], []
     for i, g in enumerate(generators):

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from segue.labels import IGNORE
+from segue.ops.precision import full
 
 
 def detail_target(label: Tensor, pixel: Tensor, published: bool = False) -> tuple[Tensor, Tensor]:
@@ -64,8 +65,9 @@ def detail_loss(
     if logits.shape[1] != 1:
         raise ValueError(f"a boundary head has one channel, got {logits.shape[1]}")
     target, known = detail_target(label, pixel, published)
-    trust = known.float() if weight is None else known * weight.float()
-    truth, score = target.float(), logits[:, 0].float()
+    score = full(logits[:, 0])
+    trust = known.to(score) if weight is None else known * weight.to(score)
+    truth = target.to(score)
     bce = F.binary_cross_entropy_with_logits(score, truth, weight=trust, reduction="none").sum((1, 2))
     bce = bce / known.sum((1, 2)).clamp(min=1)
     p = score.sigmoid() * trust

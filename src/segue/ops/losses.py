@@ -20,6 +20,7 @@ from torch import Tensor
 from segue.labels import IGNORE
 from segue.models.base import Head, Output
 from segue.ops.detail import detail_loss
+from segue.ops.precision import full
 from segue.ops.resize import bilinear
 from segue.settings import Settings
 
@@ -75,7 +76,8 @@ def segmentation(
     """Loss of the main logits plus head.weight times the loss of every head, a scalar.
 
     ``label`` (N,H,W) int64, 255 = not labelled; ``weight`` (N,H,W) float or None; ``pixel`` (N,H,W) bool. Logits are
-    upsampled to the label's size, in float32. With S = sum of weight * loss over labelled pixels of the picture:
+    upsampled to the label's size, in float32 (float64 when they are). With S = sum of weight * loss over labelled
+    pixels of the picture:
 
     * ``denominator=batch.label_count``: S / label_count. **For given labels.** A head that saw a window divides by
       label_count times the window's share of the image.
@@ -116,8 +118,8 @@ def _head_loss(output: Output, head: Head, truth: _Truth, criterion: CriterionCo
         logits = head.logits
     if head.target == "classes":
         return _class_loss(output, logits, truth, criterion, windowed)
-    full = logits.float() if windowed else output.upsample(logits.float(), _size(truth.label))
-    return detail_loss(full, truth.label, truth.weight, pixel=truth.pixel, published=criterion.published_detail)
+    upsampled = full(logits) if windowed else output.upsample(full(logits), _size(truth.label))
+    return detail_loss(upsampled, truth.label, truth.weight, pixel=truth.pixel, published=criterion.published_detail)
 
 
 def _window(output: Output, logits: Tensor, window: tuple[int, int, int, int], truth: _Truth) -> tuple[_Truth, Tensor]:
@@ -126,7 +128,7 @@ def _window(output: Output, logits: Tensor, window: tuple[int, int, int, int], t
     down, right = height / output.size[0], width / output.size[1]
     top, left = round(window[0] * down), round(window[1] * right)
     rows, columns = round(window[2] * down), round(window[3] * right)
-    full = bilinear(logits.float(), (rows, columns), output.align_corners)
+    upsampled = bilinear(full(logits), (rows, columns), output.align_corners)
     at = (..., slice(top, top + rows), slice(left, left + columns))
     label = truth.label[at]
     share = label.shape[-2] * label.shape[-1] / (height * width)
@@ -137,7 +139,7 @@ def _window(output: Output, logits: Tensor, window: tuple[int, int, int, int], t
         weight=None if truth.weight is None else truth.weight[at],
         count=None if truth.count is None else truth.count * share,
     )
-    return inside, full[..., : label.shape[-2], : label.shape[-1]]
+    return inside, upsampled[..., : label.shape[-2], : label.shape[-1]]
 
 
 def _class_loss(output: Output, logits: Tensor, truth: _Truth, criterion: CriterionConfig, windowed: bool) -> Tensor:
@@ -147,8 +149,8 @@ def _class_loss(output: Output, logits: Tensor, truth: _Truth, criterion: Criter
     chunk = 1 if logits.device.type == "cpu" else logits.shape[0]
     parts = []
     for small, target in zip(torch.split(logits, chunk), torch.split(label, chunk), strict=True):
-        full = small if windowed else output.upsample(small.float(), _size(label))
-        parts.append(pixel_losses(full, target, criterion))
+        upsampled = small if windowed else output.upsample(full(small), _size(label))
+        parts.append(pixel_losses(upsampled, target, criterion))
     loss = torch.cat(parts)
     if criterion.name == "ohem":
         return _hard_mean(loss, label != IGNORE, truth, criterion)
@@ -160,18 +162,18 @@ def _class_loss(output: Output, logits: Tensor, truth: _Truth, criterion: Criter
 
 
 def pixel_losses(logits: Tensor, label: Tensor, criterion: CriterionConfig = CROSS_ENTROPY) -> Tensor:
-    """Loss of every pixel, (N,C,H,W) and (N,H,W) to (N,H,W) float32; 0, with zero gradient, where the label is 255.
+    """Loss of every pixel, (N,C,H,W) and (N,H,W) to (N,H,W) in at least 32 bits; 0, with zero gradient, where it is 255.
 
     Cross-entropy -a_y log p_y with label smoothing, or focal -a_y (1 - p_y)^gamma log p_y (Lin et al., eq. 5), a the
     class weights. For ``ohem`` this is its cross-entropy before the choice of pixels.
     """
     alpha = None
     if criterion.class_weights is not None:
-        alpha = torch.tensor(criterion.class_weights, dtype=torch.float32, device=logits.device)
+        alpha = torch.tensor(criterion.class_weights, dtype=full(logits).dtype, device=logits.device)
         if len(alpha) != logits.shape[1]:
             raise ValueError(f"class_weights has {len(alpha)} values, the logits have {logits.shape[1]} classes")
     loss = F.cross_entropy(
-        logits.float(),
+        full(logits),
         label,
         alpha if criterion.name != "focal" else None,
         ignore_index=IGNORE,
@@ -211,7 +213,7 @@ def entropy(logits: Tensor) -> Tensor:
     """
     if logits.shape[1] < 2:
         raise ValueError("entropy needs at least two classes")
-    log_p = F.log_softmax(logits.float(), 1)
+    log_p = F.log_softmax(full(logits), 1)
     return -(log_p.exp() * log_p).sum(1) / math.log(logits.shape[1])
 
 
@@ -224,7 +226,7 @@ def robust_entropy(output: Output, pixel: Tensor, eta: float = 2.0) -> Tensor:
     """
     penalty = (entropy(output.to_classes()).square() + 1e-8) ** eta
     padding = (0, output.padded[1] - output.size[1], 0, output.padded[0] - output.size[0])
-    picture = F.adaptive_avg_pool2d(F.pad(pixel.float(), padding).unsqueeze(1), _size(penalty)).squeeze(1)
+    picture = F.adaptive_avg_pool2d(F.pad(pixel.to(penalty), padding).unsqueeze(1), _size(penalty)).squeeze(1)
     return ((penalty * picture).sum((1, 2)) / _safe(picture.sum((1, 2)))).mean()
 
 

@@ -1,0 +1,123 @@
+"""Two processes train like one, for every registered method, with unevenly ignored pixels."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from helpers import processes
+from helpers.recipes import recipe
+from segue import checkpoint
+from segue.methods.base import METHODS
+
+BOUND = {"32": 1e-5, "64": 1e-12}
+"""Largest difference, relative to the largest value of a tensor."""
+BATCH_NORM = "supervised, batch norm"
+CASES = [*((method, precision) for method in METHODS.names() for precision in BOUND)]
+
+
+def case_name(method: str, precision: str) -> str:
+    return f"{method}-{precision}"
+
+
+def cases(data: Path) -> dict[str, dict[str, Any]]:
+    """One recipe a method and precision with frozen norms, and one with batch norm."""
+    out = {case_name(method, precision): small(data, method, precision) for method, precision in CASES}
+    out[BATCH_NORM] = small(data, "supervised", "64")
+    out[BATCH_NORM]["model"]["norm"] = "train"
+    return out
+
+
+def small(data: Path, method: str, precision: str) -> dict[str, Any]:
+    given = recipe(data, method, precision=precision, iterations=3, batch_size=4, evaluate_every=None)
+    given["model"]["norm"] = "frozen"
+    # SGD: Adam divides by the size of a gradient, which makes rounding of a tiny one as large as any step.
+    given["optim"] = {"name": "sgd", "lr": 0.1}
+    given["evaluate"] = {"data": []}
+    given["stages"][0]["train"] = {"iterations": 1}
+    return given
+
+
+@pytest.fixture(scope="module")
+def uneven(scene_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The scenes with labels that are void from row 10 n on in image n: one has no label at all."""
+    root = tmp_path_factory.mktemp("uneven") / "data"
+    shutil.copytree(scene_data, root)
+    for n, path in enumerate(sorted(root.glob("game/labels/*.png"))):
+        with Image.open(path) as image:
+            palette, ids = image.getpalette(), np.array(image)
+        ids[10 * n :] = 0
+        label = Image.fromarray(ids, mode="P")
+        label.putpalette(palette or [])
+        label.save(path)
+    return root
+
+
+@pytest.fixture(scope="module")
+def trained(uneven: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Path]]:
+    """Run folders of every case: trained by one process, and by two."""
+    root = tmp_path_factory.mktemp("devices")
+    names = list(cases(uneven))
+    for world in ("one", "two"):
+        jobs = [[given, str(root / world / name)] for name, given in cases(uneven).items()]
+        (root / f"{world}.json").write_text(json.dumps(jobs))
+    processes.main(root / "one.json")
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29577"]
+    done = subprocess.run(
+        [sys.executable, *launcher, processes.__file__, str(root / "two.json")],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return {name: [root / world / name for world in ("one", "two")] for name in names}
+
+
+def state(run: Path, stage: str = "1_second") -> dict[str, Tensor]:
+    newest = checkpoint.newest(run / "stages" / stage / "checkpoints")
+    assert newest is not None
+    found: dict[str, Tensor] = checkpoint.load_state(newest)["method"]
+    return found
+
+
+def difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
+    """Largest difference of any tensor, relative to its largest value."""
+    assert a.keys() == b.keys()
+    pairs = [(a[k].double(), b[k].double()) for k in a if a[k].numel()]
+    return max(float((x - y).abs().max() / y.abs().max().clamp(min=1e-30)) for x, y in pairs)
+
+
+@pytest.mark.parametrize(("method", "precision"), CASES)
+def test_two_processes_train_as_one(method: str, precision: str, trained: dict[str, list[Path]]) -> None:
+    one, two = (state(folder) for folder in trained[case_name(method, precision)])
+    assert difference(two, one) <= BOUND[precision]
+    folder = trained[case_name(method, precision)][0]
+    if '"loss/' in (folder / "stages/1_second/metrics.jsonl").read_text():
+        start = state(folder, "0_first")
+        moved = max(float((one[k].double() - v.double()).abs().max()) for k, v in start.items())
+        assert moved > 1e-4, "the bound would hold for a method that does nothing"
+
+
+def test_batch_norm_sees_its_own_process_only(trained: dict[str, list[Path]]) -> None:
+    """As everywhere, plain batch norm uses the statistics of its own images, ``norm: sync`` does not."""
+    one, two = (state(folder) for folder in trained[BATCH_NORM])
+    assert all(value.isfinite().all() for value in two.values())
+    assert difference(two, one) > 1e-4
+
+
+def test_double_precision_is_double(trained: dict[str, list[Path]]) -> None:
+    found = state(trained[case_name("supervised", "64")][0])
+    assert {v.dtype for v in found.values() if v.is_floating_point()} == {torch.float64}

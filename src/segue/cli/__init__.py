@@ -11,15 +11,15 @@ from typing import Annotated, Any
 import typer
 
 from segue import recipes
-from segue.cli import config, data
-from segue.cli.options import Overrides, pixels
+from segue.cli import config, data, plan
+from segue.cli.options import Device, Overrides, pixels
 from segue.errors import DISK_FULL, Interrupted, UserError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 app.add_typer(config.app, name="config")
 app.add_typer(data.app, name="data")
+app.command()(plan.plan)
 
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:K or mps.")]
 Debug = "--debug"
 
 

@@ -10,6 +10,7 @@ import typer
 from segue.errors import UserError
 
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings over the recipe's.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:K or mps.")]
 
 
 def pixels(text: str) -> tuple[int, int] | None:

@@ -180,20 +180,35 @@ def run(job: Job, resume: bool) -> dict[str, Any]:
     return results
 
 
-def build_method(job: Job, stage: StageConfig) -> Method:
-    """Model with its start weights, inside its method; the same seed gives the same initial weights."""
+def build_method(job: Job, stage: StageConfig, *, trained: bool = True) -> Method:
+    """Model with its start weights, inside its method; the same seed gives the same initial weights.
+
+    ``trained=False``: all networks as they are first built, for a plan, when the stages before have not run.
+    """
     torch.manual_seed(seed_of(job.recipe.seed, "model"))
-    model = build_model(model_config(job.recipe, stage), len(job.labels))
-    if stage.start:
+    config = model_config(job.recipe, stage)
+    model = build_model(config if trained else config | {"weights": None}, len(job.labels))
+    if stage.start and trained:
         checkpoint.start_from(model, job.labels, _weights_source(job, stage, stage.start))
     references = {}
     for name, source in stage.references.items():
-        reference, _, _ = checkpoint.load_model(_weights_source(job, stage, source))
+        reference = _reference(job, stage, source) if trained else _untrained(job, source)
         references[name] = reference.requires_grad_(False).to(job.hardware.device)
     cls = METHODS.get(str(stage.method["name"]))
     method = cls(method_config(stage), model, job.labels, references)
     method.key = (job.recipe.seed, stage.name)
     return method
+
+
+def _reference(job: Job, stage: StageConfig, source: str) -> SegModel:
+    return checkpoint.load_model(_weights_source(job, stage, source))[0]
+
+
+def _untrained(job: Job, source: str) -> SegModel:
+    earlier = next((s for s in job.recipe.stages if s.name == source), None)
+    if earlier is None:
+        return checkpoint.load_model(checkpoint.find_model(Path(source).expanduser()))[0]
+    return build_model(model_config(job.recipe, earlier) | {"weights": None}, len(job.labels))
 
 
 def build_streams(job: Job, stage: StageConfig) -> dict[str, Stream]:

@@ -1,0 +1,313 @@
+"""What a recipe will do and cost, before it does it: everything is built, nothing is trained.
+
+Each kind of stage runs a few iterations, one checkpoint and a few images of scoring in a temporary folder, from
+untrained weights; the plan multiplies them up. Time is given twice: CPU-seconds of this process, which is what
+stage.json will hold, and wall-clock seconds, which is what one waits.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from segue import runs
+from segue.config import Recipe, StageConfig
+from segue.data.audit import class_shares
+from segue.data.dataset import Dataset
+from segue.data.loaders import Stream
+from segue.engine import Place, fit
+from segue.hardware import Hardware, launch
+from segue.jobs import stages
+from segue.methods.base import Method
+from segue.scoring import score
+
+WARM_UP = 2
+"""Iterations of a trial that are not counted: the first ones fill caches and pools."""
+TRIAL = 6
+SCORED = 4
+"""Images that a trial scores, after one that is not counted."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds of something, as CPU time of this process and on the clock."""
+
+    cpu_s: float = 0.0
+    wall_s: float = 0.0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.cpu_s + other.cpu_s, self.wall_s + other.wall_s)
+
+    def __mul__(self, factor: float) -> Cost:
+        return Cost(self.cpu_s * factor, self.wall_s * factor)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What one kind of stage costs."""
+
+    parameters: int
+    trainable: int
+    iterations_per_epoch: float
+    iteration: Cost = Cost()
+    checkpoint: Cost = Cost()
+    checkpoint_gb: float = 0.0
+    scoring: Mapping[str, Cost] = field(default_factory=dict)
+    """Of one image, by data set."""
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage: its size and its share of the cost."""
+
+    name: str
+    method: str
+    iterations: int
+    epochs: float
+    parameters: int
+    trainable: int
+    iteration: Cost
+    training: Cost
+    scoring: Cost
+    disk_gb: float
+
+
+@dataclass(frozen=True)
+class DataPlan:
+    """One split that the recipe reads."""
+
+    name: str
+    images: int
+    without_label: int
+    coverage: list[str]
+    shares: dict[str, float]
+    counted: int
+    """Label files that ``shares`` is an estimate from."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All of it; ``to_dict`` is what ``segue plan --json`` writes."""
+
+    recipe: str
+    seeds: int
+    device: str
+    data: list[DataPlan]
+    stages: list[StagePlan]
+    memory_gb: float
+    device_memory_gb: float | None
+    disk_gb: float
+    free_gb: float
+    depends_on_devices: list[str] = field(default_factory=list)
+
+    @property
+    def total(self) -> Cost:
+        """All stages of all seeds."""
+        parts = [s.training + s.scoring for s in self.stages]
+        return sum(parts, Cost()) * self.seeds
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain containers, with ``total``."""
+        return asdict(self) | {"total": asdict(self.total)}
+
+
+def plan(recipe: Recipe, *, device: str = "auto", seeds: int = 1, out: Path = Path("runs"), trial: bool = True) -> Plan:
+    """Check and measure a recipe; raises what ``run`` would raise before training, as one ``UserError``.
+
+    ``seeds``: how many trainings of the whole recipe. ``out``: where the run would be written, for its free space.
+    ``trial=False`` leaves the measurements out: sizes and data only, in seconds also for a large network.
+    """
+    if recipe.threads is not None:
+        torch.set_num_threads(recipe.threads)
+    hardware = launch(device)
+    with tempfile.TemporaryDirectory(prefix="segue-plan-") as scratch:
+        job = stages.prepare(recipe, Path(scratch), hardware)
+        trials: dict[str, Trial] = {}
+        planned = []
+        for stage in recipe.stages:
+            kind = _kind(job, stage)
+            if kind not in trials:
+                trials[kind] = _measure(job, stage, Path(scratch) / f"{len(trials)}", trial)
+            planned.append(_stage_plan(job, stage, trials[kind]))
+    free = shutil.disk_usage(next(p for p in (out.resolve(), *out.resolve().parents) if p.exists())).free / 1e9
+    on_gpu = hardware.device.type == "cuda"
+    return Plan(
+        recipe=recipe.name,
+        seeds=seeds,
+        device=str(hardware.device),
+        data=[_data_plan(name, dataset) for name, dataset in job.datasets.items()],
+        stages=planned,
+        memory_gb=runs.peak_memory_gb(),
+        device_memory_gb=torch.cuda.max_memory_allocated(hardware.device) / 1e9 if on_gpu else None,
+        disk_gb=sum(s.disk_gb for s in planned) * seeds,
+        free_gb=free,
+        depends_on_devices=_depends_on_devices(job),
+    )
+
+
+def faults(found: Plan) -> list[str]:
+    """What will go wrong although the recipe is valid; empty when nothing is foreseen."""
+    out = []
+    if found.disk_gb > found.free_gb:
+        out.append(f"the run will write {found.disk_gb:.1f} GB, {found.free_gb:.1f} GB are free; use another --out")
+    for data in found.data:
+        if data.counted and not any(data.shares.values()):
+            out.append(f"{data.name}: no labelled pixel in the {data.counted} labels that were looked at")
+    return out
+
+
+def _kind(job: stages.Job, stage: StageConfig) -> str:
+    """Stages of one kind cost the same: they differ in nothing but name, start, role and length."""
+    train = job.recipe.train_of(stage).model_dump(exclude={"iterations", "epochs"})
+    sizes = {text: job.recipe.data[text.partition(":")[0]].size for row in stage.data.values() for text in _names(row)}
+    settings = (stages.model_config(job.recipe, stage), stage.method, stage.transform, stage.streams, train, sizes)
+    return repr((settings, {name: _names(row) for name, row in stage.data.items()}))
+
+
+def _names(row: Any) -> list[str]:
+    return [mixture.data for mixture in row]
+
+
+def _measure(job: stages.Job, stage: StageConfig, folder: Path, trial: bool) -> Trial:
+    """Sizes of a stage's networks and, with ``trial``, what it costs."""
+    method = stages.build_method(job, stage, trained=False)
+    streams = stages.build_streams(job, stage)
+    networks = method.networks().values()
+    sizes = Trial(
+        parameters=sum(p.numel() for p in method.predictor().parameters()),
+        trainable=sum(p.numel() for n in networks for p in n.parameters() if p.requires_grad),
+        iterations_per_epoch=streams[next(iter(streams))].iterations_per_epoch,
+    )
+    return _try(job, stage, method, streams, folder, sizes) if trial else sizes
+
+
+def _try(
+    job: stages.Job, stage: StageConfig, method: Method, streams: Mapping[str, Stream], folder: Path, sizes: Trial
+) -> Trial:
+    """Train a few iterations, store one checkpoint, score a few images."""
+    clock = [_now(job.hardware)]
+    place = Place(
+        folder=folder,
+        device=job.hardware.device,
+        labels=job.labels,
+        info={},
+        progress=lambda done, total, numbers: clock.append(_now(job.hardware)),
+    )
+    folder.mkdir()
+    train = job.recipe.train_of(stage)
+    short = train.model_copy(
+        update={"iterations": TRIAL, "epochs": None, "log_every": 1, "evaluate_every": None, "best": None}
+        | {"checkpoint_every": TRIAL + 1}
+    )
+    fit(method, streams, short, job.recipe.optim_of(stage), place, resume=False)
+    end = _now(job.hardware)
+    model = method.predictor()
+    files = [p for p in (folder / "checkpoints").rglob("*") if p.is_file()]
+    return replace(
+        sizes,
+        iteration=_since(clock[WARM_UP], clock[TRIAL]) * (1 / (TRIAL - WARM_UP)),
+        checkpoint=_since(clock[TRIAL], end),
+        checkpoint_gb=sum(p.stat().st_size for p in files) / 1e9,
+        scoring={text: _try_scoring(job, model, text) for text in job.recipe.evaluate.data},
+    )
+
+
+def _try_scoring(job: stages.Job, model: Any, text: str) -> Cost:
+    few = _First(job.dataset(text, "evaluate.data"), SCORED + 1)
+    clock: list[Cost] = []
+    batch = job.recipe.evaluate.batch_size
+    score.evaluate(
+        model,
+        few,
+        job.labels,
+        device=job.hardware.device,
+        batch_size=min(batch, SCORED),
+        views=job.recipe.evaluate.views,
+        progress=lambda done, total: clock.append(_now(job.hardware)),
+    )
+    images = len(few.ids) - min(batch, SCORED)
+    return _since(clock[0], clock[-1]) * (1 / images) if len(clock) > 1 else Cost()
+
+
+class _First:
+    """The first images of a data set."""
+
+    def __init__(self, dataset: Dataset, count: int) -> None:
+        without = set(dataset.unlabelled_ids)
+        self._dataset = dataset
+        self._indices = [i for i, name in enumerate(dataset.ids) if name not in without][:count]
+        self.name = dataset.name
+        self.ids = [dataset.ids[i] for i in self._indices]
+
+    def read_image(self, index: int) -> Any:
+        return self._dataset.read_image(self._indices[index])
+
+    def read_label(self, index: int) -> Any:
+        return self._dataset.read_label(self._indices[index])
+
+
+def _stage_plan(job: stages.Job, stage: StageConfig, trial: Trial) -> StagePlan:
+    train = job.recipe.train_of(stage)
+    iterations = train.iterations or math.ceil((train.epochs or 1) * trial.iterations_per_epoch)
+    passes = 1 + (iterations // train.evaluate_every if train.evaluate_every else 0)
+    images = {text: len(job.dataset(text, "evaluate.data").ids) for text in trial.scoring}
+    once = sum((cost * images[text] for text, cost in trial.scoring.items()), Cost())
+    saves = iterations // train.checkpoint_every + 1
+    kept = train.keep + (train.best is not None) + 1  # the new one is whole before the oldest goes
+    return StagePlan(
+        name=stage.name,
+        method=str(stage.method["name"]),
+        iterations=iterations,
+        epochs=iterations / trial.iterations_per_epoch,
+        parameters=trial.parameters,
+        trainable=trial.trainable,
+        iteration=trial.iteration,
+        training=trial.iteration * iterations + trial.checkpoint * saves,
+        scoring=once * passes,
+        disk_gb=trial.checkpoint_gb * kept,
+    )
+
+
+def _data_plan(name: str, dataset: Dataset) -> DataPlan:
+    shares, _, counted = class_shares(dataset)
+    return DataPlan(
+        name=name,
+        images=len(dataset),
+        without_label=len(dataset.unlabelled_ids) if dataset.labelled else len(dataset),
+        coverage=[] if dataset.coverage is None else dataset.coverage.lines(),
+        shares=dict(zip(dataset.space.classes, shares, strict=True)) if counted else {},
+        counted=counted,
+    )
+
+
+def _depends_on_devices(job: stages.Job) -> list[str]:
+    """Which results change with the number of devices, and what would keep them."""
+    out = []
+    for stage in job.recipe.stages:
+        model = stages.model_config(job.recipe, stage)
+        if model.get("norm", "train") in ("train", "stats_only"):
+            out.append(
+                f"stage {stage.name!r}: batch norm sees the images of one device "
+                f"({job.recipe.train_of(stage).batch_size} split over all); model.norm sync or frozen does not"
+            )
+        if stage.method.get("published"):
+            out.append(f"stage {stage.name!r}: 'published' statistics are those of one device's micro-batch")
+    return out
+
+
+def _now(hardware: Hardware) -> Cost:
+    if hardware.device.type == "cuda":
+        torch.cuda.synchronize(hardware.device)
+    return Cost(runs.cpu_seconds(), time.perf_counter())
+
+
+def _since(start: Cost, end: Cost) -> Cost:
+    return Cost(end.cpu_s - start.cpu_s, end.wall_s - start.wall_s)

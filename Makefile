@@ -24,6 +24,11 @@ bench: install
 	$(BIN)/python benchmarks/fourier.py
 	$(BIN)/python benchmarks/scenes.py
 	$(BIN)/python benchmarks/engine.py
+	$(BIN)/python benchmarks/confusion.py
+	$(BIN)/python benchmarks/crop.py
+	$(BIN)/python benchmarks/label_map.py
+	$(BIN)/python benchmarks/statistics.py
+	$(BIN)/python benchmarks/cache.py
 
 lint: install
 	$(BIN)/ruff check .

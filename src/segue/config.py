@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from segue.labels import nearest
 from segue.settings import Settings, check
@@ -33,8 +33,28 @@ class DatasetConfig(Settings):
     """Glob patterns on image ids that are left out."""
     limit: PositiveInt | None = None
     """Use this many images, evenly spaced over the sorted list."""
+    statistics: Path | None = None
+    """Published class statistics for ``rare_class``: ``sample_class_stats.json`` and its kin, or their folder.
+    Default: those in ``root``, else the labels are counted once."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments of a ``python:`` data set."""
+
+
+class RareClassConfig(Settings):
+    """Rare class sampling: a class by its rarity, an image that shows it, a crop that shows it."""
+
+    temperature: PositiveFloat = 0.01
+    """The lower, the more the rarest classes are preferred; ``.inf``: all alike (0.01 in DAFormer, HRDA and MIC; 0.05
+    in VFM-UDA++)."""
+    min_px: NonNegativeInt = 3000
+    """An image shows a class with more pixels than this in its file (3000 in all of them)."""
+    crop_px: NonNegativeInt | None = None
+    """A crop shows it with more pixels than this. Default: min_px / 2 at a crop of 512x512, in proportion to its area
+    (DAFormer: 0.5 min_px at 512x512; HRDA: 2 min_px at 1024x1024)."""
+    tries: int = Field(10, ge=0, le=100)
+    """Redraws of a crop that shows too little; then the one that shows most is taken (10; VFM-UDA++ 20)."""
+    classes: tuple[str, ...] | None = Field(None, min_length=1)
+    """Draw these classes only. Default: every class that occurs."""
 
 
 class TransformConfig(Settings):
@@ -46,6 +66,8 @@ class TransformConfig(Settings):
     """Random crop to (height, width); smaller images are padded, and padding enters no loss. Default: whole image."""
     max_class_share: float = Field(1.0, gt=0, le=1)
     """Redraw a labelled crop, up to 10 times, while one class fills more than this share (mmseg uses 0.75)."""
+    rare_class: RareClassConfig | None = None
+    """Choose images and crops of labelled streams by rare classes (``{}``: with the defaults). Default: off."""
     flip: float = Field(0.5, ge=0, le=1)
     """Probability of a horizontal flip."""
     brightness: float = Field(0.0, ge=0)
@@ -201,8 +223,8 @@ class Recipe(Settings):
     stages: tuple[StageConfig, ...] = Field(min_length=1)
     threads: PositiveInt | None = None
     """CPU threads of torch; results are the same bytes only at one number of threads. Default: torch's own."""
-    loggers: tuple[Literal["tensorboard"], ...] = ()
-    """Trackers beside metrics.jsonl."""
+    loggers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
+    """Trackers beside metrics.jsonl; wandb and mlflow are extras, and both write files here unless told otherwise."""
 
     @field_validator("data", mode="before")
     @classmethod

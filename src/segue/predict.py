@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from segue.data.errors import DataError
 from segue.data.images import read_rgb, resize_image, write_image
 from segue.errors import UserError
 from segue.labels import U8, LabelSpace, nearest
@@ -57,20 +58,30 @@ def predict_folder(
 
     ``format``: ``trainid``, ``labelid`` (numbers of the label space's files), ``color`` (its colours) or ``overlay``
     (colours over the picture). Each file appears whole or not at all. Returns the files written.
-    ``UserError`` for an unknown format, no image, an unreadable image, or two images that need the same name.
+    ``UserError`` for an unknown format, no image, two images that need the same name, and, once all others are
+    predicted, for images that cannot be read or are too small.
     """
     if format not in FORMATS:
         raise UserError(f"unknown format {format!r}{nearest(format, FORMATS)}")
     if len(labels) != model.num_classes:
         raise UserError(f"the model has {model.num_classes} classes, label space {labels.name!r} has {len(labels)}")
     jobs = _outputs(source, out)
+    refused: list[str] = []
     for done, (path, target) in enumerate(jobs):
         if progress is not None:
             progress(done, len(jobs))
-        picture = read_rgb(path)
-        write_image(target, render(predict(model, picture, size), picture, labels, format))
+        try:
+            picture = read_rgb(path)
+            ids = predict(model, picture, size)
+        except UserError as error:
+            refused.append(str(error) if isinstance(error, DataError) else f"{path}: {error}")
+            continue
+        write_image(target, render(ids, picture, labels, format))
     if progress is not None:
         progress(len(jobs), len(jobs))
+    if refused:
+        told = f"{len(refused)} of {len(jobs)} images cannot be predicted; the predictions of the others are in {out}"
+        raise UserError("\n".join([told, *refused]) if len(jobs) > 1 else refused[0])
     return [target for _, target in jobs]
 
 

@@ -125,9 +125,8 @@ def seen_first_at(given: dict[str, Any], iteration: int) -> Path:
     """Target image that the second stage reads at an iteration (six images, two at a time: and not before)."""
     job = stages.prepare(recipes.load(given), Path("unused"), Hardware(torch.device("cpu")))
     stream = stages.build_streams(job, job.recipe.stages[1])["target"]
-    path = stream.datasets[0].paths(stream.places(iteration)[0][0][0])[0]
-    assert path is not None
-    return path
+    file = stream.datasets[0].files(stream.places(iteration)[0][0][0])[0]
+    return Path(str(file))
 
 
 @pytest.mark.parametrize("workers", [0, 2])

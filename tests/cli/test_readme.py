@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
-from helpers.command import WAIT_S
+from helpers.documents import execute, run_bash
 from segue import recipes
 from segue.jobs import demo
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "README.md").read_text("utf-8")
-BLOCKS = re.findall(r"```(bash|python)\n(.*?)```", TEXT, re.DOTALL)
 STAGES = ("SOURCE_ONLY", "ADAPTED", "TARGET_SUPERVISED")
 SHORT = {
     **{f"SEGUE__STAGES__{stage}__TRAIN__ITERATIONS": "2" for stage in STAGES},
@@ -34,33 +30,12 @@ def tiny_scenes(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         demo.write_scenes(root)
 
 
-def run_bash(script: str, folder: Path) -> None:
-    """Run commands with the ``segue`` of this environment; fail at the first that fails."""
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    commands = "\n".join(line for line in script.splitlines() if not line.startswith("make "))
-    done = subprocess.run(
-        ["bash", "-euxo", "pipefail", "-c", commands],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=WAIT_S,
-        check=False,
-    )
-    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
-
-
 def test_every_block_runs_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny_scenes(tmp_path / "demo/data", monkeypatch)
     monkeypatch.chdir(tmp_path)
     for name, value in SHORT.items():
         monkeypatch.setenv(name, value)
-    assert len(BLOCKS) == len(re.findall(r"```(?:bash|python)", TEXT)) >= 4
-    for kind, body in BLOCKS:
-        if kind == "bash":
-            run_bash(body, tmp_path)
-        else:
-            exec(compile(body, "README.md", "exec"), {})
+    assert execute(TEXT, "README.md", tmp_path) >= 4
     assert (tmp_path / "demo/report.html").stat().st_size < 5_000_000
     assert len(list((tmp_path / "predictions").rglob("*.png"))) == 4
     assert (tmp_path / "scores.json").is_file()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from segue.errors import UserError
 from segue.models.base import MODELS, NORM_TYPES, ModelConfig, Output, SegModel
 from segue.models.build import build_model
+from segue.models.growth import class_dim, convolutions
 
 CLASSES = 5
 SIZES = [(227, 320), (32, 32), (33, 47), (129, 40)]
@@ -53,7 +54,7 @@ def norms(model: SegModel, prefix: str = "") -> list[nn.Module]:
     return [m for n, m in model.named_modules() if isinstance(m, NORM_TYPES) and n.startswith(prefix)]
 
 
-def first_classifier(model: SegModel) -> nn.Conv2d:
+def first_classifier(model: SegModel) -> nn.Module:
     return next(iter(model.classifiers().values()))
 
 
@@ -236,7 +237,9 @@ def test_every_head_grows_and_trains(name: str, init: Any) -> None:
     output = model(image(2, 3, 64, 96))
     assert all(h.logits.shape[1] == CLASSES + 2 for h in output.heads if h.target == "classes")
     loss_of(output).backward()
-    assert all(conv.weight.grad.abs().sum((1, 2, 3)).gt(0).all() for conv in model.classifiers().values())
+    for conv in (c for classifier in model.classifiers().values() for c in convolutions(classifier)):
+        assert conv.out_channels == conv.weight.shape[class_dim(conv)] == CLASSES + 2
+        assert conv.weight.grad.movedim(class_dim(conv), 0).flatten(1).any(1).all()
 
 
 def test_layout_rebuilds_a_grown_network(name: str) -> None:

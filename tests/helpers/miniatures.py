@@ -1,7 +1,9 @@
-"""Tiny data sets in the official layouts, generated from the catalog's own path patterns."""
+"""Tiny data sets in the published layouts, as trees and as archives."""
 
 from __future__ import annotations
 
+import tarfile
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +12,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from helpers.layouts import LAYOUTS
 from segue.data import catalog
 from segue.data.catalog import DatasetSpec, LabelFiles
 
 SIZE = (24, 32)
-KEYS = (
-    "aachen/aachen_000000_000019",
-    "aachen/aachen_000001_000019",
-    "bonn/bonn_000000_000019",
-    "bonn/bonn_000002_000019",
-)
-UNLABELLED = ("test",)
-PALETTE = ("gta5",)
 
 
 def picture(seed: int, size: tuple[int, int] = SIZE) -> npt.NDArray[np.uint8]:
@@ -43,26 +38,54 @@ def save(path: Path, array: npt.NDArray[Any], palette: bool = False) -> None:
     cv2.imwrite(str(path), array if array.ndim == 2 else array[:, :, ::-1])
 
 
-def file_ids(spec: DatasetSpec, files: LabelFiles, seed: int) -> npt.NDArray[np.uint8]:
-    """(H, W) of ids that the label files may hold, every one of them when there is room."""
+def file_ids(spec: DatasetSpec, files: LabelFiles, seed: int, size: tuple[int, int] = SIZE) -> npt.NDArray[np.uint8]:
+    """(H, W) of ids that the label files may hold, every one of them."""
     known = np.array([*files.names(spec.native()), 255], np.uint8)
-    return np.roll(np.resize(known, SIZE[0] * SIZE[1]), seed).reshape(SIZE)
+    assert len(known) <= size[0] * size[1]
+    return np.roll(np.resize(known, size[0] * size[1]), seed).reshape(size)
 
 
-def make(name: str, root: Path, kind: int = 0) -> DatasetSpec:
-    """Write all splits of a catalog entry below ``root``; ``kind`` chooses among its kinds of label files."""
-    spec = catalog.load(name)
-    for n, split_name in enumerate(spec.splits):
-        split = spec.split(split_name)
-        pattern = split.image if isinstance(split.image, str) else (split.image or ("",))[0]
-        files = (split.labels or ())[kind]
-        for k, key in enumerate(KEYS):
-            seed = k if "{split}" not in pattern else 10 * n + k
-            save(root / pattern.format(split=split.folder, key=key), picture(seed))
-            if split_name not in UNLABELLED:
-                target = root / files.path.format(split=split.folder, key=key)
-                save(target, file_ids(spec, files, seed), palette=name in PALETTE and files.ids != "trainid")
+def make(name: str, root: Path, kind: int | None = None) -> DatasetSpec:
+    """Write all splits of a catalog entry in its published layout; ``kind``: only this kind of label files."""
+    spec, layout = catalog.load(name), LAYOUTS[name]
+    frames = {f.image: f for split in layout.splits.values() for f in split}
+    for seed, frame in enumerate(frames.values()):
+        save(root / frame.image, picture(seed, layout.size))
+        for which, (label, depth) in enumerate(zip(frame.labels, layout.depths, strict=False)):
+            if label and kind in (None, which):
+                _save_label(root / label, file_ids(spec, spec.labels[which], seed, layout.size), depth)
+    for path, text in layout.texts.items():
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_text(text)
     return spec
+
+
+def _save_label(path: Path, ids: npt.NDArray[np.uint8], depth: str) -> None:
+    if depth != "rgb16":
+        return save(path, ids, palette=depth == "palette")
+    channels = np.zeros((*ids.shape, 3), np.uint16)
+    channels[..., 0] = ids
+    channels[..., 1] = np.arange(ids.shape[1])  # instances
+    return save(path, channels)
+
+
+def pack(name: str, tree: Path, out: Path) -> None:
+    """The files of a tree in archives with their published names; what is in none of them stays a loose file."""
+    out.mkdir(parents=True)
+    for path in sorted(p for p in tree.rglob("*") if p.is_file()):
+        inner = path.relative_to(tree).as_posix()
+        archive = next((a for a in LAYOUTS[name].archives if inner.startswith(a.start)), None)
+        if archive is None:
+            (out / inner).parent.mkdir(parents=True, exist_ok=True)
+            (out / inner).write_bytes(path.read_bytes())
+            continue
+        member = archive.inside + inner.removeprefix(archive.start)
+        if archive.name.endswith(".tar"):
+            with tarfile.open(out / archive.name, "a") as tar:
+                tar.add(path, member)
+        else:
+            with zipfile.ZipFile(out / archive.name, "a", zipfile.ZIP_DEFLATED) as file:
+                file.write(path, member)
 
 
 def own(root: Path, number: int = 3, size: tuple[int, int] = SIZE, extra: str = "") -> Path:

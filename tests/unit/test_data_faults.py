@@ -13,7 +13,7 @@ import pytest
 
 from helpers.miniatures import SIZE, own, picture, save
 from segue.config import DatasetConfig, TransformConfig
-from segue.data import audit, catalog
+from segue.data import audit, show
 from segue.data.dataset import Dataset, open_dataset
 from segue.data.errors import DataError
 from segue.data.images import read_ids, read_rgb, write_image
@@ -84,6 +84,20 @@ def test_damage_is_named_on_reading_and_by_the_audit(
     found = audit.check(str(root))
     assert [p.kind for p in found] == [kind]
     assert file.rsplit("/", 1)[1] in found[0].message
+
+
+def test_scoring_refuses_a_label_of_another_size_but_not_a_resized_image(tmp_path: Path) -> None:
+    root = own(tmp_path)
+    image, label = opened(root, size=[12, 16]).read_scored(1)
+    assert image.shape == (12, 16, 3) and label.shape == SIZE
+    wrong_size(root / LABEL)
+    for dataset in (opened(root), opened(root, size=[12, 16])):
+        with pytest.raises(DataError, match=r"images/train/1\.png is 32x24 pixels, but its label .* is 31x24"):
+            dataset.read_scored(1)
+    yaml = root / "dataset.yaml"
+    yaml.write_text(yaml.read_text().replace("ids: {", "own_size: true, ids: {"))
+    image, label = opened(root).read_scored(1)
+    assert image.shape[:2] == SIZE and label.shape == (24, 31)
 
 
 @pytest.mark.parametrize("keep", [0.05, 0.3, 0.6, 0.9, 0.99])
@@ -166,6 +180,7 @@ BAD_YAML = [
         "name: a\nspace: street7\nimage: 'x/{key}.png'\nsplits: {t: {}}\nlabels: [{path: 'y/{key}.png', ids: train}]\n",
         "'trainid', 'labelid' or a map",
     ),
+    ("name: a\nspace: street7\nimage: '{key}.png'\nsplits: {t: {list: 3}}\n", r"splits\.t\.list"),
     ("!!python/object/apply:os.system ['touch owned']", "not valid YAML"),
 ]
 
@@ -191,6 +206,21 @@ def test_pattern_without_key_is_named(tmp_path: Path) -> None:
         root = own(tmp_path)
         yaml = (root / "dataset.yaml").read_text().replace("images/{split}/{key}", "images/{name}")
         (root / "dataset.yaml").write_text(yaml)
+        opened(root)
+
+
+def test_alternative_patterns_and_a_label_pattern_of_other_fields(tmp_path: Path) -> None:
+    root = own(tmp_path)
+    text = (root / "dataset.yaml").read_text()
+    names = ["images/{split}/{key}.png", "pictures/{key}.png"]
+    (root / "dataset.yaml").write_text(text.replace(f"'{names[0]}'", str(names)))
+    save(root / "pictures/2.png", picture(9))
+    save(root / "pictures/3.png", picture(10))
+    dataset = opened(root)
+    assert dataset.ids == ["0", "1", "2", "3"] and dataset.unlabelled_ids == ["3"]
+    assert str(dataset.files(2)[0]).endswith("images/train/2.png"), "the first pattern wins an id"
+    (root / "dataset.yaml").write_text(text.replace("labels/{split}/{key}", "labels/{split}/{drive}/{key}"))
+    with pytest.raises(DataError, match=r"must have the fields of 'image': key"):
         opened(root)
 
 
@@ -226,7 +256,7 @@ def test_page_escapes_text_and_shows_the_map(tmp_path: Path) -> None:
     root = own(tmp_path / "data", extra="maps: {street7: {grass: sidewalk}}\n")
     (root / "images/train/0.png").rename(root / "images/train/<b>&.png")
     (root / "labels/train/0.png").rename(root / "labels/train/<b>&.png")
-    page = audit.show(str(root), tmp_path / "page.html", labels="street7").read_text()
+    page = show.show(str(root), tmp_path / "page.html", labels="street7").read_text()
     assert "<b>&" not in page and "&lt;b&gt;&amp;" in page
     assert "never labelled in this data: living" in page
     assert page.count("<img") == 9
@@ -311,4 +341,3 @@ def test_listing_reads_no_file_and_is_sorted(tmp_path: Path) -> None:
         (tmp_path / f"images/{n}.png").write_bytes(b"")
     dataset = open_dataset("gta5", DatasetConfig(root=tmp_path), "train")
     assert dataset.ids == ["1", "10", "9"] and not dataset.labelled
-    assert catalog.load("gta5").splits.keys() == {"train", "val", "fit"}

@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 from torchvision.transforms.v2 import functional as oracle
 
 from helpers.miniatures import picture
-from segue.config import TransformConfig
+from segue.config import RareClassConfig, TransformConfig
+from segue.data import transforms
 from segue.data.images import resize_image, resize_label
-from segue.data.transforms import FILL, Window, apply, colour, draws
+from segue.data.transforms import FILL, Window, apply, choose_window, colour, cut, draws
 from segue.labels import IGNORE
+from segue.ops.keys import generator
 
 SIZES = st.tuples(st.integers(9, 60), st.integers(9, 60))
 
@@ -81,6 +83,132 @@ def test_crops_reach_every_corner_and_are_uniform() -> None:
     lefts = np.bincount([w.left for w in windows], minlength=5) / 3000
     assert lefts.shape == (5,) and np.abs(lefts - 0.2).max() < 0.04
     assert {w.top for w in windows} == {0, 1, 2}
+
+
+SIDES = st.tuples(st.integers(1, 90), st.integers(1, 90))
+
+
+@settings(max_examples=600, deadline=None)
+@given(
+    size=SIDES,
+    resized=SIDES,
+    powers=st.tuples(st.integers(-3, 3), st.integers(-3, 3)),
+    corner=st.tuples(st.floats(0, 1), st.floats(0, 1), st.floats(0, 1), st.floats(0, 1)),
+    seed=st.integers(0, 10**6),
+)
+def test_a_window_is_the_same_bytes_as_of_the_whole_picture(
+    size: tuple[int, int],
+    resized: tuple[int, int],
+    powers: tuple[int, int],
+    corner: tuple[float, ...],
+    seed: int,
+) -> None:
+    out = [n if power == 0 else max(1, int(s * 2.0**power)) for s, n, power in zip(size, resized, powers, strict=True)]
+    height, width = (1 + int(corner[i] * (out[i] - 1)) for i in (0, 1))
+    top, left = int(corner[2] * (out[0] - height)), int(corner[3] * (out[1] - width))
+    image = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
+    window = Window(size, (out[0], out[1]), top, left, height, width, flip=seed % 2 == 1)
+    whole = resize_image(image, (out[0], out[1]))[top : top + height, left : left + width]
+    assert np.array_equal(cut(image, window), whole[:, ::-1] if window.flip else whole)
+
+
+@pytest.mark.parametrize(
+    ("resized", "limit"), [((150, 300), 0.2), ((200, 400), 0.1), ((70, 140), 0.5), ((50, 100), 0.5)]
+)
+def test_only_what_the_window_needs_is_resized(
+    resized: tuple[int, int], limit: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = picture(0, (100, 200))
+    made: list[float] = []
+    real = transforms.cv2.resize
+
+    def noted(part: np.ndarray, *args: object, **options: object) -> np.ndarray:
+        made.append(part.shape[0] * part.shape[1] / image[..., 0].size)
+        return real(part, *args, **options)
+
+    monkeypatch.setattr(transforms.cv2, "resize", noted)
+    cut(image, Window((100, 200), resized, 10, 20, 40, 60))
+    assert len(made) == 1 and made[0] < limit
+    cut(image, Window((100, 200), (100, 200), 10, 20, 40, 60))
+    assert len(made) == 1, "nothing to resize"
+
+
+def rare(crop: tuple[int, int], share: float = 1.0, **given: object) -> TransformConfig:
+    return TransformConfig(crop=crop, flip=0, max_class_share=share, rare_class=RareClassConfig.model_validate(given))
+
+
+def test_a_crop_is_redrawn_until_it_shows_the_wanted_class() -> None:
+    label = np.zeros((60, 80), np.uint8)
+    label[40:48, 60:70] = 3
+    config = rare((20, 20), crop_px=30, tries=100)
+    for n in range(50):
+        window = choose_window((60, 80), label, None, config, draws("r", n), wanted=3)
+        part = label.take(window.rows(), 0).take(window.columns(), 1)
+        assert (part == 3).sum() > 30
+        first = choose_window((60, 80), label, None, config, draws("r", n))
+        shown = (label.take(first.rows(), 0).take(first.columns(), 1) == 3).sum()
+        assert (window == first) == (shown > 30), "a first crop that fits is kept"
+    scaled = choose_window((60, 80), label, (120, 160), config, draws("r", 1), wanted=3)
+    assert (label.take(scaled.rows(), 0).take(scaled.columns(), 1) == 3).sum() > 30
+
+
+def test_the_best_of_the_tries_is_used_when_none_fits() -> None:
+    label = np.zeros((60, 80), np.uint8)
+    label[40:48, 60:70] = 3
+
+    def shown(tries: int, n: int) -> int:
+        window = choose_window((60, 80), label, None, rare((12, 12), crop_px=500, tries=tries), draws("b", n), wanted=3)
+        return int((label.take(window.rows(), 0).take(window.columns(), 1) == 3).sum())
+
+    for n in range(30):
+        more = [shown(tries, n) for tries in (0, 3, 10, 40)]
+        assert more == sorted(more)
+    assert sum(shown(10, n) for n in range(30)) > 3 * sum(shown(0, n) for n in range(30))
+
+
+def test_wanted_and_dominant_classes_are_looked_at_together() -> None:
+    label = np.zeros((64, 64), np.uint8)
+    label[:, 32:] = 1
+    label[10:14, 40:44] = 3
+    label[50:54, 29:33] = 3
+
+    def dominance(limit: float, n: int) -> float:
+        config = rare((24, 24), limit, crop_px=12, tries=100)
+        window = choose_window((64, 64), label, None, config, draws(n), wanted=3)
+        part = label.take(window.rows(), 0).take(window.columns(), 1)
+        assert (part == 3).sum() > 12
+        return float(np.bincount(part.ravel()).max() / part.size)
+
+    assert max(dominance(0.7, n) for n in range(60)) <= 0.7 < max(dominance(1.0, n) for n in range(60))
+
+
+@pytest.mark.parametrize(
+    ("crop", "given", "needed"),
+    [
+        ((512, 512), {}, 1500),  # half of 3000, as DAFormer
+        ((1024, 1024), {}, 6000),  # twice of 3000, as HRDA
+        ((256, 256), {"min_px": 1000}, 125),
+        ((256, 256), {"crop_px": 7}, 7),
+    ],
+)
+def test_what_a_crop_must_show_follows_its_area(
+    crop: tuple[int, int], given: dict[str, int], needed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[int] = []
+    real = transforms.histogram
+    monkeypatch.setattr(transforms, "histogram", lambda part: looks.append(1) or real(part))
+    label = np.zeros((crop[0], crop[1] + 1), np.uint8)
+    for shown in (needed, needed + 1):
+        flat = np.zeros(crop[0] * (crop[1] - 1), np.uint8)
+        flat[:shown] = 3
+        label[:, 1:-1] = flat.reshape(crop[0], crop[1] - 1)  # in every crop
+        looks.clear()
+        choose_window(label.shape, label, None, rare(crop, **given), draws(0), 3)
+        assert len(looks) == (11 if shown == needed else 1)
+
+
+def test_more_tries_do_not_change_what_fewer_draw() -> None:
+    assert np.array_equal(draws("a", 1)[:29], torch.rand(29, generator=generator("a", 1), dtype=torch.float64).numpy())
 
 
 def test_dominant_class_is_avoided_and_given_up_after_ten_redraws() -> None:

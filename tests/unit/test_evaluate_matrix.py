@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from segue.errors import UserError
 from segue.labels import IGNORE, LabelError, LabelSpace, load_space
+from segue.scoring import matrix
 from segue.scoring.bootstrap import PerImage, interval, paired_interval, read_per_image, write_per_image
 from segue.scoring.matrix import Confusion
 
@@ -45,6 +46,19 @@ def test_rows_are_ground_truth_and_columns_predictions() -> None:
     confusion = Confusion(3)
     confusion.add(np.array([0, 0, 2, 255], np.uint8), np.array([1, 0, 255, 1], np.uint8))
     assert confusion.counts.tolist() == [[1, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 1]]
+
+
+@pytest.mark.parametrize("part_px", [1, 7, 1 << 24])
+def test_counts_are_a_plain_loop_whatever_is_counted_at_a_time(part_px: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(matrix, "EXACT_PX", part_px)
+    label, prediction = _random(3, (2, 5, 9))
+    prediction[0, 0, :3] = (5, 200, IGNORE)
+    expected = np.zeros((5, 6), np.int64)
+    for truth, guess in zip(label.ravel().tolist(), prediction.ravel().tolist(), strict=True):
+        if truth != IGNORE:
+            expected[truth, min(guess, 5)] += 1
+    assert np.array_equal(matrix.count(label, prediction, 5), expected)
+    assert not matrix.count(label[:0], prediction[:0], 5).any()
 
 
 def test_prediction_that_is_no_class_is_a_miss() -> None:
@@ -85,6 +99,9 @@ def test_left_out_ground_truth_still_counts_as_false_positive() -> None:
     confusion = Confusion(5)
     confusion.add(np.array([1, 1, 0, 0], np.uint8), np.array([1, 1, 1, 1], np.uint8))
     assert confusion.scores(SPACE, "two").iou == {"b": 0.5, "d": pytest.approx(math.nan, nan_ok=True)}
+    assert confusion.scores(SPACE, "two-lenient").iou["b"] == 1.0, "unless the view says so"
+    assert confusion.scores(SPACE, "two", absent=1.0).iou == {"b": 0.5, "d": 1.0}
+    assert confusion.scores(SPACE, "all-lenient").to_dict()["iou"] == confusion.scores(SPACE).to_dict()["iou"]
     with pytest.raises(LabelError, match="did you mean 'two'"):
         confusion.scores(SPACE, "twoo")
 

@@ -75,6 +75,9 @@ class Scenes:
         gray = np.kron(blocks * 64 + 32, np.ones((4, 4), np.uint8)).astype(np.uint8)
         return np.repeat(gray[:, :, None], 3, 2)
 
+    def read_scored(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        return self.read_image(index), self.read_label(index)
+
 
 def test_scores_at_the_resolution_of_the_label_and_finds_the_bad_image() -> None:
     model = Brightness()

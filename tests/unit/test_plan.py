@@ -13,6 +13,8 @@ import yaml
 from helpers.command import segue
 from helpers.recipes import recipe
 from segue import recipes
+from segue.data.dataset import open_dataset
+from segue.data.statistics import class_pixels
 from segue.errors import UserError
 from segue.files import read_json
 from segue.jobs import plan as planning
@@ -43,7 +45,7 @@ def test_sizes_and_counts_are_those_of_the_run(scene_data: Path, tmp_path: Path)
 def test_cost_is_what_one_iteration_costs(scene_data: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """With a clock that advances by known amounts: the first iterations, the checkpoint and scoring stay apart."""
     ticks = iter(range(10_000))
-    monkeypatch.setattr(planning, "_now", lambda hardware: planning.Cost(cpu_s=next(ticks), wall_s=0.0))
+    monkeypatch.setattr(planning, "now", lambda device: planning.Cost(cpu_s=next(ticks), wall_s=0.0))
     given = recipes.load(recipe(scene_data, iterations=100, checkpoint_every=40, evaluate_every=25))
     second = planning.plan(given, device="cpu", out=tmp_path).stages[1]
     assert second.iteration.cpu_s == 1
@@ -100,6 +102,19 @@ def test_full_disk_and_empty_labels_are_foreseen(scene_data: Path, tmp_path: Pat
     assert ["2.0 GB" in f and "1.0 GB are free" in f for f in planning.faults(full)] == [True]
     empty = planning.replace(found.data[0], shares=dict.fromkeys(found.data[0].shares, 0.0))
     assert "game:train: no labelled pixel" in planning.faults(planning.replace(found, data=[empty]))[0]
+
+
+def test_counted_statistics_are_used(scene_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SEGUE_CACHE", str(tmp_path))
+    given = recipes.load(recipe(scene_data))
+    sampled = planning.plan(given, device="cpu", trial=False).data
+    game = open_dataset("game", given.data["game"], "train")
+    class_pixels(game, given.data["game"], say=lambda text: None)
+    monkeypatch.setattr(type(game), "read_label", lambda *a: pytest.fail("a label was read"))
+    monkeypatch.setattr(planning, "class_shares", lambda dataset: ([0.0] * 19, 0.0, 1))
+    counted, others = planning.plan(given, device="cpu", trial=False).data
+    assert counted.shares == pytest.approx(sampled[0].shares) and counted.counted == 6
+    assert others.counted == 1, "the other data set was not counted before"
 
 
 def test_command(scene_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

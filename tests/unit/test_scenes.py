@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pytest
-from PIL import Image
 
 from segue.data import scenes
 from segue.data.scenes import world
@@ -368,72 +364,6 @@ def test_presets_and_their_pictures_are_frozen(name: str) -> None:
         hashlib.sha256(scene.label.tobytes()).hexdigest()[:16],
         hashlib.sha256(scene.image.tobytes()).hexdigest()[:16],
     ) == FROZEN[name]
-
-
-def read(path: Path) -> np.ndarray:
-    return np.asarray(Image.open(path))
-
-
-def test_write_cityscapes_round_trip(tmp_path: Path) -> None:
-    domain = scenes.domain("city")
-    for split, num in (("train", 3), ("val", 2)):
-        scenes.write(tmp_path, num=num, seed=4, domain=domain, size=(64, 128), layout="cityscapes", split=split)
-    files = sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file())
-    assert len(files) == 2 * 5 + 1 and "scenes.json" in files
-    images = sorted((tmp_path / "leftImg8bit" / "train").rglob("*_leftImg8bit.png"))
-    assert len(images) == 3
-    ids = np.zeros(256, np.uint8)
-    ids[:19] = load_space("cityscapes19").ids
-    for index, path in enumerate(images):
-        assert path.name == f"{path.parent.name}_{index:06d}_000019_leftImg8bit.png"
-        scene = scenes.render(domain, scenes.scene_seed(4, "train", index), (64, 128))
-        label = tmp_path / "gtFine" / "train" / path.parent.name / path.name.replace("_leftImg8bit", "_gtFine_labelIds")
-        assert (read(path) == scene.image).all() and Image.open(label).mode == "L"
-        assert (read(label) == ids[scene.label]).all() and (read(label)[scene.label == 255] == 0).all()
-        assert (cv2.imread(str(label), cv2.IMREAD_UNCHANGED) == ids[scene.label]).all()
-    val = sorted((tmp_path / "leftImg8bit" / "val").rglob("*.png"))
-    assert not {p.read_bytes() for p in val} & {p.read_bytes() for p in images}
-    notes = json.loads((tmp_path / "scenes.json").read_text())
-    assert notes["train"]["num"] == 3 and notes["val"]["size"] == [64, 128] and notes["train"]["seed"] == 4
-    assert notes["val"]["domain"]["camera"]["fov_deg"] == domain.camera.fov_deg
-
-
-def test_write_gta5_round_trip_and_in_parts(tmp_path: Path) -> None:
-    domain, space = scenes.domain("game"), load_space("cityscapes19")
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    scenes.write(whole, num=3, seed=1, domain=domain, size=(64, 128), layout="gta5")
-    scenes.write(parts, num=1, seed=1, domain=domain, size=(64, 128), layout="gta5")
-    scenes.write(parts, num=2, seed=1, domain=domain, size=(64, 128), layout="gta5", start=1)
-    names = sorted(str(p.relative_to(whole)) for p in whole.rglob("*.png"))
-    assert names == [f"{f}/0000{k}.png" for f in ("images", "labels") for k in (1, 2, 3)]
-    for name in names:
-        assert (whole / name).read_bytes() == (parts / name).read_bytes()
-    scene = scenes.render(domain, scenes.scene_seed(1, "train", 0), (64, 128))
-    label = Image.open(whole / "labels" / "00001.png")
-    assert label.mode == "P"
-    ids = np.array([*space.ids, *[0] * 237], np.uint8)
-    assert (np.asarray(label) == ids[scene.label]).all()
-    colours = np.asarray(label.convert("RGB"))
-    known = scene.label < 19
-    assert (colours[known] == np.array(space.colors)[scene.label[known]]).all()
-    assert not list(tmp_path.rglob("*.tmp*"))
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"layout": "kitti"}, "cityscapes, gta5"),
-        ({"split": "minival"}, "train, val"),
-        ({"num": 0}, "num"),
-        ({"start": -1}, "start"),
-        ({"size": (32, 128)}, "64x64"),
-    ],
-)
-def test_write_refuses_what_it_cannot_do(tmp_path: Path, change: dict[str, Any], message: str) -> None:
-    settings: dict[str, Any] = {"num": 1, "seed": 0, "domain": scenes.domain("game"), "size": (64, 128)}
-    with pytest.raises(ValueError, match=message):
-        scenes.write(tmp_path, **{**settings, **change})
-    assert not list(tmp_path.iterdir())
 
 
 def test_contact_sheet_shows_images_and_labels() -> None:

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import logging
+import socket
+import urllib.request
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import constants
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from helpers import published
+from segue.errors import UserError
+from segue.foreign.files import read_state
 from segue.models.base import SegModel
 from segue.models.build import build_model
-from segue.models.weights import CoverageReport, WeightsError, load_encoder, load_state, read_state
+from segue.models.weights import CoverageReport, WeightsError, load_encoder, load_state
 
 TINY = {"name": "bisenet", "width": 0.125}
 
@@ -74,13 +81,13 @@ def test_none_leaves_the_weights(model: SegModel) -> None:
     assert all(torch.equal(before[k], v) for k, v in encoder_state(model).items())
 
 
-def test_low_coverage_is_refused_and_changes_nothing(model: SegModel, donor: SegModel, tmp_path: Path) -> None:
+def test_a_wrong_encoder_is_refused_and_changes_nothing(model: SegModel, donor: SegModel, tmp_path: Path) -> None:
     state = encoder_state(donor)
     renamed = {("other." + k if "features.7" in k else k): v for k, v in state.items()}
     renamed["features.0.conv.weight"] = torch.zeros(5, 3, 3, 3)
     torch.save(renamed, tmp_path / "w.pt")
     before = copy.deepcopy(model.state_dict())
-    with pytest.raises(WeightsError, match="at least 95% needed") as caught:
+    with pytest.raises(WeightsError, match="every entry must") as caught:
         load_encoder(model, str(tmp_path / "w.pt"))
     text = str(caught.value)
     assert "missing: features.7.convs.0.conv.weight" in text
@@ -89,21 +96,32 @@ def test_low_coverage_is_refused_and_changes_nothing(model: SegModel, donor: Seg
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
 
 
-def test_small_gaps_are_loaded_and_reported() -> None:
+def test_a_batch_counter_and_other_parts_may_differ_and_nothing_else() -> None:
     net = nn.Sequential(nn.Linear(10, 10, bias=False), nn.BatchNorm1d(1))
-    report = load_state(net, {"0.weight": torch.ones(10, 10), "extra": torch.ones(1)})
-    assert report == CoverageReport(
-        ("0.weight",), ("1.weight", "1.bias", "1.running_mean", "1.running_var"), ("extra",), (), 100 / 104
-    )
+    one = torch.ones(1)
+    norm = {"1.weight": one, "1.bias": one, "1.running_mean": one, "1.running_var": one}
+    state = {"0.weight": torch.ones(10, 10), **norm}
+    report = load_state(net, {**state, "head.weight": one})
+    assert report == CoverageReport(("0.weight", *norm), (), ("head.weight",), (), (), 1.0)
     assert net[0].weight.eq(1).all()
-    assert report.lines()[0] == "96.2% of the weights covered (1 of 5 entries)"
-    assert "missing: 1.weight, 1.bias, 1.running_mean, 1.running_var" in report.lines()
-    with pytest.raises(WeightsError):
-        load_state(net, {"0.weight": torch.ones(10, 10)}, minimum=0.99)
+    with pytest.raises(WeightsError) as caught:
+        load_state(net, {"0.weight": torch.zeros(10, 10)})
+    assert "96.2% of the weights covered (1 of 5 entries)" in str(caught.value)
+    assert "missing: 1.weight, 1.bias, 1.running_mean, 1.running_var" in str(caught.value)
+    assert net[0].weight.eq(1).all()
+
+
+def test_a_deeper_network_and_broken_numbers_are_refused(model: SegModel, donor: SegModel) -> None:
+    encoder, state = model.get_submodule("backbone"), encoder_state(donor)
+    with pytest.raises(WeightsError, match=r"unexpected: features\.8\.convs\.0\.conv\.weight"):
+        load_state(encoder, state | {"features.8.convs.0.conv.weight": torch.ones(1)})
+    state["features.1.conv.weight"][0, 0, 0, 0] = torch.nan
+    with pytest.raises(WeightsError, match=r"not finite: features\.1\.conv\.weight"):
+        load_state(encoder, state)
 
 
 def test_long_lists_are_cut() -> None:
-    report = CoverageReport((), tuple("abcdef"), (), (), 0.0)
+    report = CoverageReport((), tuple("abcdef"), (), (), (), 0.0)
     assert report.lines()[1] == "missing: a, b, c, d, … (6)"
 
 
@@ -119,12 +137,12 @@ class Surprise:
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [({"a": Surprise()}, "more than tensors"), ([1, 2], "no state dict"), ({"epoch": 3}, "no state dict")],
+    [({"a": Surprise()}, "Surprise and is not opened"), ([1, 2], "no state dict"), (None, "is empty")],
 )
-def test_files_that_are_no_weights(content: Any, said: str, tmp_path: Path) -> None:
-    torch.save(content, tmp_path / "w.pth")
-    with pytest.raises(WeightsError, match=said):
-        read_state(tmp_path / "w.pth")
+def test_files_that_are_no_weights(content: Any, said: str, model: SegModel, tmp_path: Path) -> None:
+    (tmp_path / "w.pth").write_bytes(b"") if content is None else torch.save(content, tmp_path / "w.pth")
+    with pytest.raises(UserError, match=said):
+        load_encoder(model, str(tmp_path / "w.pth"))
 
 
 @pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])
@@ -133,7 +151,7 @@ def test_unreadable_files(name: str, model: SegModel, tmp_path: Path) -> None:
         load_encoder(model, str(tmp_path / name))
     for content in (b"", b"not a checkpoint at all"):
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(WeightsError, match=name):
+        with pytest.raises(UserError, match=name):
             load_encoder(model, str(tmp_path / name))
 
 
@@ -176,21 +194,129 @@ def test_imagenet_from_timm(model: SegModel, donor: SegModel, monkeypatch: pytes
     assert_taken(model, donor)
 
 
-def test_imagenet_without_a_network_names_the_alternatives(monkeypatch: pytest.MonkeyPatch) -> None:
-    import timm
+class Hub:
+    """What the machine's network does, and what the hub's client was told when timm asked for weights."""
 
-    create = timm.create_model
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, answers: bool, proxies: dict[str, str] | None = None) -> None:
+        import timm
 
-    def offline(name: str, pretrained: bool = False, **settings: Any) -> nn.Module:
+        self.called: list[tuple[str, int]] = []
+        self.offline: list[bool] = []
+        self.answers = answers
+        self.create = timm.create_model
+        monkeypatch.setattr(constants, "ENDPOINT", "https://hub.example:8443")
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(socket, "create_connection", self.connect)
+        monkeypatch.setattr(urllib.request, "getproxies", lambda: proxies or {})
+        monkeypatch.setattr(timm, "create_model", self.create_model)
+
+    def connect(self, address: tuple[str, int], timeout: float) -> socket.socket:
+        self.called.append(address)
+        assert 0 < timeout <= 5
+        if not self.answers:
+            raise TimeoutError("timed out")
+        return socket.socket()
+
+    def create_model(self, name: str, pretrained: bool = False, **settings: Any) -> nn.Module:
         if pretrained:
-            raise OSError("cannot reach huggingface.co\nlong story")
-        made: nn.Module = create(name, pretrained=False, **settings)
+            self.offline.append(constants.HF_HUB_OFFLINE)
+            if constants.HF_HUB_OFFLINE or not self.answers:
+                raise OSError("cannot reach huggingface.co\nlong story")
+        made: nn.Module = self.create(name, pretrained=False, **settings)
         return made
 
-    monkeypatch.setattr(timm, "create_model", offline)
-    config = {"name": "deeplabv3plus", "encoder": "resnet10t", "channels": 8, "weights": "imagenet"}
+
+RESNET = {"name": "deeplabv3plus", "encoder": "resnet10t", "channels": 8, "weights": "imagenet"}
+
+
+def test_imagenet_without_a_network_names_the_alternatives_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = Hub(monkeypatch, answers=False)
     with pytest.raises(WeightsError) as caught:
-        build_model(config, 3)
+        build_model(RESNET, 3)
     for part in ("'resnet10t'", "cannot reach huggingface.co", "lite0-package", "a file", "none"):
         assert part in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert hub.called == [("hub.example", 8443)]
+    assert hub.offline == [True], "the client may look into its cache, and must not retry"
+    assert constants.HF_HUB_OFFLINE is False
+
+
+@pytest.mark.parametrize("proxies", [{}, {"https": "http://proxy.example:3128"}])
+def test_imagenet_online_is_left_to_the_hub(proxies: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = Hub(monkeypatch, answers=True, proxies=proxies)
+    build_model(RESNET, 3)
+    assert hub.offline == [False]
+    assert len(hub.called) == (0 if proxies else 1), "behind a proxy a direct connection says nothing"
+
+
+def test_who_asked_for_no_network_is_not_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = Hub(monkeypatch, answers=True)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(WeightsError):
+        build_model(RESNET, 3)
+    assert hub.called == []
+    assert hub.offline == [True]
+    assert constants.HF_HUB_OFFLINE is True
+
+
+def test_a_published_model_gives_its_encoder_and_its_normalisation(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = published.erfnet(20, encoder_head=True)
+    torch.save({f"module.{k}": v for k, v in state.items()}, tmp_path / "erfnet_pretrained.pth")
+    with caplog.at_level(logging.WARNING):
+        model = build_model({"name": "erfnet", "weights": str(tmp_path / "erfnet_pretrained.pth")}, 4)
+    assert torch.equal(model.state_dict()["encoder.layers.3.bn1.bias"], state["encoder.layers.3.bn1.bias"])
+    assert not torch.equal(model.state_dict()["decoder.layers.0.bn.bias"], state["decoder.layers.0.bn.bias"])
+    assert model.mean.flatten().tolist() == [0, 0, 0]
+    assert model.std.flatten().tolist() == [1, 1, 1]
+    assert "normalisation is now that of the weights, mean [0.0, 0.0, 0.0]" in caplog.text
+    assert "CC BY-NC" in caplog.text
+
+
+def test_a_model_of_ours_gives_its_encoder_and_its_normalisation(tmp_path: Path) -> None:
+    donor = build_model({"name": "erfnet"}, 7)
+    donor.mean.fill_(0.25)
+    save_file({k: v.contiguous() for k, v in donor.state_dict().items()}, str(tmp_path / "model.safetensors"))
+    model = build_model({"name": "erfnet", "weights": str(tmp_path / "model.safetensors")}, 3)
+    assert model.mean.flatten().tolist() == [0.25] * 3
+    own, theirs = model.state_dict(), donor.state_dict()
+    assert all(torch.equal(own[k], theirs[k]) for k in own if k.startswith("encoder."))
+
+
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [
+        (published.discriminator(("conv1", "conv2", "conv3", "conv4", "classifier"), 3), "holds a discriminator"),
+        (published.erfnet(5), "missing: features.0.conv.weight"),
+    ],
+)
+def test_published_files_of_other_networks_are_refused(
+    state: dict[str, Tensor], said: str, model: SegModel, tmp_path: Path
+) -> None:
+    torch.save(state, tmp_path / "w.pth")
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(WeightsError, match=said):
+        load_encoder(model, str(tmp_path / "w.pth"))
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+
+
+def test_an_encoder_of_another_style_is_refused(tmp_path: Path) -> None:
+    narrow = {"name": "deeplabv3plus", "encoder": "resnet50", "channels": 8}
+    caffe = build_model({**narrow, "encoder_style": "caffe"}, 3)
+    save_file({k: v.contiguous() for k, v in caffe.state_dict().items()}, str(tmp_path / "model.safetensors"))
+    (tmp_path / "model.json").write_text('{"model": {"name": "deeplabv3plus", "encoder_style": "caffe"}}')
+    torch.save(caffe.get_submodule("encoder").state_dict(), tmp_path / "resnet50-19c8e357.pth")
+    files = {"caffe": "resnet50-19c8e357.pth", "timm": "model.safetensors"}
+    for style, file in files.items():
+        theirs = next(other for other in files if other != style)
+        with pytest.raises(WeightsError, match=f"set model.encoder_style: {theirs}"):
+            build_model({**narrow, "encoder_style": style, "weights": str(tmp_path / file)}, 3)
+        build_model({**narrow, "encoder_style": theirs, "weights": str(tmp_path / file)}, 3)
+
+
+def test_half_an_encoder_of_a_published_layout_is_refused(tmp_path: Path) -> None:
+    state = published.erfnet(5)
+    torch.save({k: v for k, v in state.items() if not k.startswith("encoder.layers.14.bn2")}, tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match=r"layout erfnet_cil\) does not fit.*missing: layers\.14\.bn2\.weight"):
+        build_model({"name": "erfnet", "weights": str(tmp_path / "w.pth")}, 5)

@@ -11,14 +11,19 @@ from typing import Annotated, Any
 import typer
 
 from segue import recipes
-from segue.cli import config, data, plan
-from segue.cli.options import Device, Overrides, pixels
+from segue.cli import compare, config, convert, data, doctor, evaluate, plan, tune
+from segue.cli.options import Device, Overrides
 from segue.errors import DISK_FULL, Interrupted, UserError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 app.add_typer(config.app, name="config")
 app.add_typer(data.app, name="data")
+app.command()(convert.convert)
+app.command()(evaluate.evaluate)
 app.command()(plan.plan)
+app.command()(compare.compare)
+app.command()(doctor.doctor)
+app.command()(tune.tune)
 
 Debug = "--debug"
 
@@ -105,36 +110,6 @@ def demo(
 
 
 @app.command()
-def evaluate(
-    model: Annotated[Path, typer.Option(help="Run, stage or checkpoint folder, or model.safetensors.")],
-    data: Annotated[str, typer.Option(help="Data set or folder, with split: NAME[:SPLIT].")],
-    root: Annotated[Path | None, typer.Option(help="Where the data set lies.")] = None,
-    size: Annotated[str, typer.Option(help="Resize the network's input to HxW; scoring stays at label size.")] = "",
-    view: Annotated[list[str] | None, typer.Option(help="Scoring view; may be repeated.")] = None,
-    device: Device = "auto",
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the numbers here too.")] = None,
-) -> None:
-    """Score a model on a labelled data set."""
-    from segue import api
-    from segue.files import write_json
-
-    input_size = pixels(size)
-    predictor = api.load(model, device)
-    chosen = {key: predictor.info.get(key) for key in ("run", "stage", "iteration", "chosen")}
-    scores = api.evaluate(predictor, data, root=root, size=input_size, views=tuple(view or ["all"]))
-    if json_file:
-        write_json(json_file, {"model": chosen, **scores})
-    print(f"stage {chosen['stage']}, iteration {chosen['iteration']}, checkpoint {chosen['chosen']}")
-    print(f"mIoU {_percent(scores['miou'])}  accuracy {_percent(scores['accuracy'])}  ({scores['num_images']} images)")
-    for name, value in scores["iou"].items():
-        print(f"  {name:16} {_percent(value)}")
-
-
-def _percent(value: float | None) -> str:
-    return "absent" if value is None or value != value else f"{100 * value:5.1f}"
-
-
-@app.command()
 def predict(
     model: Annotated[Path, typer.Option(help="Run, stage or checkpoint folder, or model.safetensors.")],
     input: Annotated[Path, typer.Option(help="Image, or folder of images.")],
@@ -159,7 +134,7 @@ def report(folder: Annotated[Path, typer.Argument(help="Run folder.")]) -> None:
 
 @app.command("list")
 def list_names(
-    kind: Annotated[str, typer.Argument(help="methods, models, datasets, recipes, spaces or domains.")],
+    kind: Annotated[str, typer.Argument(help="methods, models, layouts, datasets, recipes, spaces or domains.")],
 ) -> None:
     """Names that recipes can use."""
     for line in _names(kind):
@@ -181,13 +156,14 @@ def _names(kind: str) -> list[str]:
         from segue.data.scenes import PRESETS
 
         return [*PRESETS, "random-SEED"]
-    if kind in ("methods", "models"):
+    if kind in ("methods", "models", "layouts"):
+        from segue.foreign.base import LAYOUTS
         from segue.methods.base import METHODS
         from segue.models.base import MODELS
 
-        registry: Any = METHODS if kind == "methods" else MODELS
-        return [f"{name:20} {_first_line(registry.get(name).__doc__)}" for name in registry.names()]
-    raise UserError(f"cannot list {kind!r} (known: methods, models, datasets, recipes, spaces, domains)")
+        registry: Any = {"methods": METHODS, "models": MODELS, "layouts": LAYOUTS}[kind]
+        return [f"{name:24} {_first_line(registry.get(name).__doc__)}" for name in registry.names()]
+    raise UserError(f"cannot list {kind!r} (known: methods, models, layouts, datasets, recipes, spaces, domains)")
 
 
 def _first_line(text: str | None) -> str:

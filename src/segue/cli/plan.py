@@ -14,7 +14,8 @@ from segue.files import write_json
 from segue.progress import clock
 
 if TYPE_CHECKING:
-    from segue.jobs.plan import Cost, DataPlan, Plan, StagePlan
+    from segue.jobs.cost import Cost
+    from segue.jobs.plan import DataPlan, Plan, StagePlan
 
 CLASSES_SHOWN = 6
 

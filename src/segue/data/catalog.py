@@ -25,6 +25,7 @@ import yaml
 from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError, field_validator, model_validator
 
 from segue.data.errors import DataError
+from segue.data.store import Store, find_archive
 from segue.labels import LabelError, LabelSpace, load_space, nearest, space_from_dict
 from segue.settings import Settings, explain
 
@@ -34,14 +35,16 @@ FILE = "dataset.yaml"
 class LabelFiles(Settings):
     """One kind of label file."""
 
-    path: str
-    """Path pattern with the same ``{fields}`` as ``image``."""
+    path: str | tuple[str, ...]
+    """Path pattern with the same ``{fields}`` as ``image``, or alternatives of which the first that matches counts."""
     ids: str | dict[int, str | None] = "labelid"
     """``trainid``: 0 .. C-1. ``labelid``: the ids of the space. Or a map, file id -> class name (null = ignore)."""
     ignore: tuple[NonNegativeInt, ...] = ()
     """Further file ids that carry no class; 255 always is one. Any other id in a file is an error."""
     channel: int | None = Field(None, ge=0, le=3)
     """Channel that holds the ids in a colour file: 0 red, 1 green, 2 blue, 3 alpha."""
+    own_size: bool = False
+    """The labels may have another resolution than their images: scores are at the label's, training looks it up."""
     exclude: tuple[str, ...] = ()
     """Shell patterns on ids: files that match ``path`` but are something else (``segue data check`` skips them)."""
 
@@ -79,6 +82,9 @@ class Split(Settings):
     """What ``{split}`` stands for in the patterns. Default: the split's own name."""
     image: str | tuple[str, ...] | None = None
     labels: tuple[LabelFiles, ...] | None = None
+    list: str | tuple[str, ...] | None = None
+    """Text file that names the images of the split (or alternatives of which the first that exists counts): a line
+    holds an image, by id or path, and perhaps its label. ``{split}`` stands for ``folder`` here too."""
     include: tuple[str, ...] = ()
     """Shell patterns on image ids (``0006R0_*``): keep what matches one of them."""
     exclude: tuple[str, ...] = ()
@@ -181,6 +187,21 @@ def load_file(path: Path) -> DatasetSpec:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not a text file (UTF-8)") from error
+
+
+def load_own(place: Path) -> DatasetSpec | None:
+    """The ``dataset.yaml`` in a folder, an archive or a folder of an archive; None where there is none."""
+    if (place / FILE).is_file():
+        return load_file(place / FILE)
+    if place.is_dir() or find_archive(place) is None:
+        return None
+    store = Store(place)
+    if not store.has(FILE):
+        return None
+    try:
+        return parse(store.read(FILE).decode("utf-8"), store.describe(FILE))
+    except UnicodeDecodeError as error:
+        raise DataError(f"{store.describe(FILE)} is not a text file (UTF-8)") from error
 
 
 def parse(text: str, where: str) -> DatasetSpec:

@@ -8,6 +8,7 @@ A file that ends early is an error even where the decoder would return the part 
 from __future__ import annotations
 
 import io
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -17,33 +18,35 @@ import numpy.typing as npt
 from PIL import Image
 
 from segue.data.errors import DataError
+from segue.data.store import File
 from segue.files import replacing
 from segue.labels import IGNORE, U8
 
 Size = tuple[int, int]
 
-_PNG = b"\x89PNG\r\n\x1a\n"
+MAX_PIXELS = Image.MAX_IMAGE_PIXELS or 89_478_485
+"""A picture that declares more is refused before memory is asked for it; Pillow's own bound (9459 x 9459)."""
+
+PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG = b"\xff\xd8\xff"
 _PALETTE = 3
 
 
-def read_rgb(path: Path) -> U8:
+def read_rgb(path: Path | File) -> U8:
     """A picture as (H, W, 3) uint8 RGB; 16-bit files are scaled to 8. ``DataError`` when it cannot be read whole."""
     data = _whole(path)
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-    if image is None:
-        raise _unreadable(path, data)
+    image = _decode(path, data, cv2.IMREAD_COLOR)
     return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image), np.uint8)
 
 
-def read_ids(path: Path, channel: int | None = None) -> npt.NDArray[Any]:
+def read_ids(path: Path | File, channel: int | None = None) -> npt.NDArray[Any]:
     """A label file as (H, W) uint8 or uint16 numbers. ``channel``: 0 red, 1 green, 2 blue, 3 alpha of a colour file."""
     data = _whole(path)
     if _indexed(data):
         return _with_pillow(path, data)
-    ids = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    if ids is None:
-        raise _unreadable(path, data)
+    ids = _decode(path, data, cv2.IMREAD_UNCHANGED)
+    if ids.dtype not in (np.uint8, np.uint16):
+        raise DataError(f"{path}: labels are whole numbers of 8 or 16 bits, this file holds {ids.dtype}")
     channels = 1 if ids.ndim == 2 else ids.shape[2]
     if channels == 1:
         return np.ascontiguousarray(ids.reshape(ids.shape[:2]))
@@ -100,24 +103,69 @@ def nearest_index(source: int, target: int, start: int = 0, count: int | None = 
     return out
 
 
-def _whole(path: Path) -> bytes:
+def _whole(path: Path | File) -> bytes:
     """Bytes of an image file; ``DataError`` when it is missing, empty or ends early."""
     try:
-        data = path.read_bytes()
+        data = path.read() if isinstance(path, File) else path.read_bytes()
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
     if not data:
         raise DataError(f"{path} is empty (0 bytes): fetch or unpack it again")
+    height, width = declared_size(data)
+    if height * width > MAX_PIXELS:
+        raise DataError(
+            f"{path} declares {width}x{height} pixels, more than {MAX_PIXELS} are not read: its header is damaged, or "
+            f"the picture has to be cut into parts"
+        )
     # Decoders may return the readable part of a cut file; the end mark is the cheap and certain sign (PNG), and for
     # JPEG, where cameras may write data after it, its absence is only the reason to decode strictly.
-    if data.startswith(_PNG) and b"IEND" not in data[-64:]:
+    if data.startswith(PNG) and b"IEND" not in data[-64:]:
         raise DataError(f"{path} ends early (truncated PNG, {len(data)} bytes): fetch or unpack it again")
     if data.startswith(_JPEG) and b"\xff\xd9" not in data[-64:]:
         _with_pillow(path, data)
     return data
 
 
-def _with_pillow(path: Path, data: bytes) -> npt.NDArray[Any]:
+def declared_size(data: bytes) -> Size:
+    """(height, width) by the header alone, nothing is decoded; (0, 0) when there is no header that can be read."""
+    if data.startswith(PNG) and len(data) >= 24:
+        width, height = struct.unpack(">II", data[16:24])
+        return height, width
+    if data.startswith(_JPEG):
+        return _declared_jpeg(data)
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return image.height, image.width
+    except Image.DecompressionBombError:
+        return 2**31, 2**31
+    except (OSError, SyntaxError, ValueError):
+        return 0, 0
+
+
+def _declared_jpeg(data: bytes) -> Size:
+    at = 2
+    while at + 9 <= len(data) and data[at] == 0xFF:
+        marker = data[at + 1]
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # a frame header
+            height, width = struct.unpack(">HH", data[at + 5 : at + 9])
+            return height, width
+        # a marker that stands alone or is preceded by filling has no length
+        alone = marker in (0x01, 0xFF) or 0xD0 <= marker <= 0xD8
+        at += (1 if marker == 0xFF else 2) if alone else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return 0, 0
+
+
+def _decode(path: Path | File, data: bytes, flags: int) -> npt.NDArray[Any]:
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error:
+        image = None
+    if image is None:
+        raise _unreadable(path, data)
+    return np.asarray(image)
+
+
+def _with_pillow(path: Path | File, data: bytes) -> npt.NDArray[Any]:
     try:
         with Image.open(io.BytesIO(data)) as image:
             image.load()
@@ -132,11 +180,11 @@ def _with_pillow(path: Path, data: bytes) -> npt.NDArray[Any]:
 
 def _indexed(data: bytes) -> bool:
     """Whether a PNG has a palette, or grey levels of less than 8 bits: what cv2 would turn into colours."""
-    return data.startswith(_PNG) and len(data) > 26 and (data[25] == _PALETTE or data[24] < 8)
+    return data.startswith(PNG) and len(data) > 26 and (data[25] == _PALETTE or data[24] < 8)
 
 
-def _unreadable(path: Path, data: bytes) -> DataError:
-    kind = "PNG" if data.startswith(_PNG) else "JPEG" if data.startswith(_JPEG) else None
+def _unreadable(path: Path | File, data: bytes) -> DataError:
+    kind = "PNG" if data.startswith(PNG) else "JPEG" if data.startswith(_JPEG) else None
     if kind is None:
         return DataError(f"{path} is not an image that can be decoded (it starts with {data[:8]!r})")
     return DataError(f"{path} is a damaged {kind} file ({len(data)} bytes): fetch or unpack it again")

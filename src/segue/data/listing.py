@@ -7,13 +7,12 @@ file is its fields in the order of the image pattern, joined by ``/``.
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
-from pathlib import Path
 
 from segue.data.errors import DataError
+from segue.data.store import Store
 
 _FIELD = re.compile(r"\{(\w+)\}")
 
@@ -31,17 +30,50 @@ class Pattern:
         deep = next(i for i, s in enumerate(segments) if "{key}" in s)
         self._folders = [re.compile(_to_regex(s, lone=True)) for s in segments[:deep]]
         static = next(i for i, s in enumerate(segments) if "{" in s)
-        self._static = segments[:static]
+        self._start = "/".join(segments[:static])
 
-    def find(self, root: Path, fields: Sequence[str]) -> dict[str, str]:
-        """Matching files below ``root``: id (``fields`` joined by "/") -> relative path. Opens no file."""
-        found: dict[str, str] = {}
-        start = "/".join(self._static)
-        for path in _walk(root, start, len(self._static), self._folders):
-            match = self._regex.fullmatch(path)
-            if match:
-                found["/".join(match[f] for f in fields)] = path
-        return found
+    def id_of(self, path: str, fields: Sequence[str]) -> str | None:
+        """The id (``fields`` joined by "/") that a relative path stands for, None when it is not of this pattern."""
+        match = self._regex.fullmatch(path)
+        return "/".join(match[f] for f in fields) if match else None
+
+    def find(self, store: Store, fields: Sequence[str], archives: bool) -> dict[str, str]:
+        """Matching files: id -> relative path. ``archives``: as :meth:`Store.files`."""
+        paths = store.files(self._start, self._folders, archives)
+        return {i: path for path in paths if (i := self.id_of(path, fields)) is not None}
+
+
+def find(store: Store, patterns: Sequence[Pattern], fields: Sequence[str], archives: bool) -> dict[str, str]:
+    """Files of alternative patterns as :meth:`Pattern.find`; the pattern named first wins an id."""
+    found: dict[str, str] = {}
+    for pattern in reversed(patterns):
+        found.update(pattern.find(store, fields, archives))
+    return found
+
+
+def first_id(path: str, patterns: Sequence[Pattern], fields: Sequence[str]) -> str | None:
+    """The id that a path stands for by the first of the patterns that it is of."""
+    return next((i for p in patterns if (i := p.id_of(path, fields)) is not None), None)
+
+
+def read_list(store: Store, names: Sequence[str], patterns: Sequence[Pattern]) -> dict[str, str]:
+    """A split's list file, the first of ``names`` that is there: id of each line's image -> its label's path, or "".
+
+    A line holds an image, by id or by path, and perhaps its label's path; what follows (superpixels) is not read.
+    ``DataError`` when there is no such file or it is not text; whether the images are there is not looked at.
+    """
+    name = next((n for archives in (False, True) for n in names if store.has(n, archives)), None)
+    if name is None:
+        raise DataError(f"no list file {' or '.join(names)} in {store.root}{store.closed()}")
+    try:
+        rows = [line.split() for line in store.read(name).decode("utf-8").splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise DataError(f"{store.describe(name)} is not a text file (UTF-8)") from error
+    fields = patterns[0].fields
+    return {
+        first_id(image.lstrip("/"), patterns, fields) or image: rest[0].lstrip("/") if rest else ""
+        for image, *rest in rows
+    }
 
 
 def select(ids: Sequence[str], include: Sequence[str], exclude: Sequence[str]) -> list[str]:
@@ -66,23 +98,3 @@ def _to_regex(text: str, lone: bool = False) -> str:
             out.append(kind if lone else f"(?P<{part}>{kind})")
             seen.add(part)
     return "".join(out)
-
-
-def _walk(root: Path, start: str, depth: int, folders: Sequence[re.Pattern[str]]) -> Iterator[str]:
-    """Relative paths of the files below ``root/start``; up to ``len(folders)`` levels are pruned by name."""
-    # scandir answers is_dir() from the directory entry: 25,000 files cost tens of milliseconds, not a stat each.
-    stack = [(start, depth)]
-    while stack:
-        here, level = stack.pop()
-        try:
-            entries = list(os.scandir(root / here))
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        except OSError as error:
-            raise DataError(f"cannot list folder {root / here}: {error.strerror}") from error
-        for entry in entries:
-            path = f"{here}/{entry.name}" if here else entry.name
-            if not entry.is_dir():
-                yield path
-            elif level >= len(folders) or folders[level].fullmatch(entry.name):
-                stack.append((path, level + 1))

@@ -8,15 +8,14 @@ Torch's global generator is neither read nor advanced.
 from __future__ import annotations
 
 import os
+import sys
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import lru_cache
 from typing import Any
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, Sampler
 from torch.utils.data import Dataset as TorchDataset
@@ -25,16 +24,9 @@ from segue.config import TransformConfig
 from segue.data.batch import Batch, Meta
 from segue.data.dataset import Dataset
 from segue.data.errors import DataError
+from segue.data.sampling import Key, Order, Pixels, Place, RareOrder
 from segue.data.transforms import Item, apply, draws
 from segue.labels import IGNORE
-from segue.ops.keys import generator
-
-Key = tuple[int | str, ...]
-Place = tuple[int, int]
-"""(image index over all data sets, uid)"""
-
-_SHORTEST_ROUND = 1000
-"""A weighted round has at least this many positions, so that weights are met to 0.1 %."""
 
 
 class Stream:
@@ -43,7 +35,8 @@ class Stream:
     ``weights``: share of each data set in the stream (None: by its number of images, each image once a round).
     ``key``: (run seed, stage, stream name). ``batch_size`` is global: it is split over ``accumulate`` micro-batches and
     ``world`` ranks, and the split changes no sample. ``labelled``: read labels (else all are 255 and no label file is
-    opened). ``workers`` 0 reads in the calling thread.
+    opened). ``workers`` 0 reads in the calling thread. ``pixels``: of each data set (images, classes), what
+    ``transform.rare_class`` draws by (:func:`segue.data.statistics.class_pixels`); it has no effect without labels.
 
     ``Batch.label_count`` holds this rank's part of the sum; the engine adds up the ranks' parts.
     ``DataError`` when a labelled stream lacks labels or the sizes do not divide.
@@ -61,6 +54,7 @@ class Stream:
         accumulate: int = 1,
         rank: int = 0,
         world: int = 1,
+        pixels: Sequence[Pixels] | None = None,
     ) -> None:
         if batch_size % (accumulate * world):
             raise DataError(
@@ -79,7 +73,7 @@ class Stream:
         self.accumulate = accumulate
         self.rank = rank
         self.world = world
-        self._order = Order([len(d) for d in self.datasets], weights, key)
+        self._order = self._choose_order(weights, pixels)
 
     @property
     def length(self) -> int:
@@ -114,59 +108,30 @@ class Stream:
             del micro_batches
 
     def places(self, iteration: int) -> list[list[Place]]:
-        """This rank's (image index, uid) of one iteration, a list for each micro-batch."""
+        """What this rank reads in one iteration, a list for each micro-batch."""
         part = self.batch_size // (self.accumulate * self.world)
         out = []
         for micro in range(self.accumulate):
             first = iteration * self.batch_size + (micro * self.world + self.rank) * part
-            out.append([(self._order.image(p), p) for p in range(first, first + part)])
+            out.append([self._order.place(p) for p in range(first, first + part)])
         return out
+
+    def _choose_order(self, weights: Sequence[float] | None, pixels: Sequence[Pixels] | None) -> Order | RareOrder:
+        rare = self.transform.rare_class
+        if rare is None or not self.labelled:
+            return Order([len(d) for d in self.datasets], weights, self.key)
+        if pixels is None or [len(p) for p in pixels] != [len(d) for d in self.datasets]:
+            raise ValueError("rare_class needs the class pixels of every image")
+        order = RareOrder(pixels, weights, rare, self.datasets[0].space, self.key)
+        if order.left_out and self.rank == 0:
+            names = ", ".join(order.left_out)
+            print(f"rare_class leaves out {names}: no image has more than {rare.min_px} pixels of it", file=sys.stderr)
+        return order
 
     def _counted(self, batches: list[Batch]) -> list[Batch]:
         total = sum(float(b.label_count) for b in batches)
         count = torch.tensor(total / (self.accumulate * self.world))
         return [replace(b, label_count=count) for b in batches]
-
-
-class Order:
-    """Which image stands at a position: a keyed permutation a round, the rounds one after the other.
-
-    With one data set, or without weights, a round is every image once. With weights it holds of each data set its
-    share, and each data set runs through its own keyed permutations, so that its images come equally often.
-    """
-
-    def __init__(self, sizes: Sequence[int], weights: Sequence[float] | None, key: Key) -> None:
-        if not sizes or min(sizes) < 1:
-            raise DataError("a stream needs at least one data set with at least one image")
-        self._sizes = list(sizes)
-        self._starts = [sum(sizes[:d]) for d in range(len(sizes))]
-        self._weighted = weights is not None and len(sizes) > 1
-        shares = None if weights is None else _shares(weights, len(sizes), sum(sizes))
-        self._counts = shares if shares is not None and self._weighted else list(sizes)
-        self._key = key
-        self._round = lru_cache(maxsize=2)(self._make_round)
-
-    def image(self, position: int) -> int:
-        """Index over all data sets of the image at a position."""
-        number, place = divmod(position, sum(self._counts))
-        return int(self._round(number)[place])
-
-    def _make_round(self, number: int) -> npt.NDArray[np.int64]:
-        parts = []
-        for d, (count, size, start) in enumerate(zip(self._counts, self._sizes, self._starts, strict=True)):
-            turns = np.arange(number * count, (number + 1) * count) if self._weighted else np.arange(size)
-            parts.append(start + (self._turn(d, turns) if self._weighted else turns))
-        images = np.concatenate(parts)
-        return images[_permutation(len(images), *self._key, "order", number)]
-
-    def _turn(self, d: int, turns: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Images of data set ``d`` at its own positions ``turns``."""
-        passes, places = np.divmod(turns, self._sizes[d])
-        out = np.empty_like(turns)
-        for number in np.unique(passes):
-            here = passes == number
-            out[here] = _permutation(self._sizes[d], *self._key, "order", d, int(number))[places[here]]
-        return out
 
 
 class _Places(Sampler[list[Place]]):
@@ -194,17 +159,20 @@ class _Samples(TorchDataset[Any]):
         self._ends = list(np.cumsum([len(d) for d in datasets]))
 
     def __getitem__(self, place: Place) -> tuple[Item, Meta] | str:
-        index, uid = place
+        index, uid, wanted = place
         which = bisect_right(self._ends, index)
         dataset = self._datasets[which]
         index -= int(self._ends[which]) - len(dataset)
         try:
             sample = dataset.read_sample(index, self._labelled)
-            item = apply(sample.image, sample.label, dataset.size, self._transform, draws(*self._key, uid))
+            numbers = draws(*self._key, uid)
+            item = apply(sample.image, sample.label, dataset.size, self._transform, numbers, wanted)
         except DataError as error:
             # As text: torch would wrap an exception into one with the worker's traceback in its message.
             return str(error)
         geometry = {**item.window.to_dict(), "file": dataset.describe(index)}
+        if wanted is not None:
+            geometry["rare_class"] = wanted
         return item, Meta(uid, dataset.ids[index], dataset.name, item.window.file_size, geometry)
 
 
@@ -245,19 +213,3 @@ def _start_worker(_: int) -> None:
     cv2.setNumThreads(0)
     # Ctrl-C and signals to the group go to the main process alone, which finishes its iteration and saves.
     os.setpgid(0, 0)
-
-
-def _permutation(length: int, *key: int | str) -> npt.NDArray[np.int64]:
-    out: npt.NDArray[np.int64] = torch.randperm(length, generator=generator(*key)).numpy()
-    return out
-
-
-def _shares(weights: Sequence[float], number: int, length: int) -> list[int]:
-    """Positions of each data set in one round, by largest remainder; at least one each."""
-    if len(weights) != number or not all(w > 0 for w in weights):
-        raise DataError(f"a stream of {number} data sets needs {number} positive weights, not {list(weights)}")
-    wanted = np.array(weights, np.float64) / sum(weights) * max(length, _SHORTEST_ROUND)
-    counts = np.floor(wanted).astype(int)
-    for d in np.argsort(counts - wanted, kind="stable")[: round(float(wanted.sum())) - int(counts.sum())]:
-        counts[d] += 1
-    return [max(1, int(c)) for c in counts]

@@ -31,7 +31,10 @@ class PythonDataset(Dataset):
     def __init__(self, name: str, reference: str, split: str, config: DatasetConfig, space: LabelSpace | None) -> None:
         self._reference = reference
         if space is None:
-            raise DataError(f"data set {name!r}: a python: class has no label space of its own; name one in the recipe")
+            raise DataError(
+                f"data set {name!r}: a python: class has no label space of its own; name one in the recipe, or with "
+                f"--labels"
+            )
         self._class = _import(name, reference)
         self._inner = self._create(name, split, config)
         width = max(6, len(str(len(self._inner))))
@@ -93,8 +96,9 @@ class PythonDataset(Dataset):
         return inner
 
     def _row(self, index: int) -> tuple[Any, ...]:
-        if self._kept is not None and self._kept[0] == index:
-            return self._kept[1]
+        kept = self._kept  # once: another thread may change it
+        if kept is not None and kept[0] == index:
+            return kept[1]
         try:
             row = self._inner[self._indices[index]]
         except Exception as error:

@@ -3,8 +3,8 @@
 Every draw is one number of a fixed list that comes from ``segue.ops.keys.generator(seed, stage, stream, uid)``: a
 sample depends on its key only, and switching one setting on does not change what the others draw.
 
-The label decides the window (``max_class_share``), then only the window of the picture is touched; label pixels are
-looked up straight in the file (nearest centre), never resized twice.
+The label decides the window (``max_class_share``, ``rare_class``), then only as much of the picture as the window needs
+is resized; label pixels are looked up straight in the file (nearest centre), never resized twice.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ import numpy.typing as npt
 import torch
 
 from segue.config import TransformConfig
-from segue.data.images import Size, nearest_index, resize_image
+from segue.data.images import Size, nearest_index
+from segue.data.statistics import histogram
 from segue.labels import IGNORE, U8
 from segue.ops.keys import generator
 
@@ -28,6 +29,10 @@ FILL = (124, 116, 104)
 REDRAWS = 10
 """A crop is redrawn at most this often, then the next one is used (mmseg, DAFormer)."""
 
+_CROP_AREA = 2 * 512**2
+"""DAFormer wants half of ``min_px`` in a crop of 512x512, HRDA twice of it in one of 1024x1024."""
+
+_MOST_TRIES = 100
 _SCALE, _FLIP, _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE, _CROPS = range(7)
 _GREY = np.array([0.299, 0.587, 0.114])
 
@@ -77,16 +82,24 @@ class Item:
 
 def draws(*key: int | str) -> Draws:
     """The uniform numbers in [0, 1) of one sample, from its key (seed, stage, stream, uid)."""
-    out: Draws = torch.rand(_CROPS + 2 * (REDRAWS + 1), generator=generator(*key), dtype=torch.float64).numpy()
+    out: Draws = torch.rand(_CROPS + 2 * (_MOST_TRIES + 1), generator=generator(*key), dtype=torch.float64).numpy()
     return out
 
 
-def apply(image: U8, label: U8 | None, size: Size | None, config: TransformConfig, numbers: Draws) -> Item:
+def apply(
+    image: U8,
+    label: U8 | None,
+    size: Size | None,
+    config: TransformConfig,
+    numbers: Draws,
+    wanted: int | None = None,
+) -> Item:
     """Transform one sample. ``size``: (height, width) that files are resized to before ``config.scale``, or None.
 
-    Label pixels of padding are 255. Without a label the first window is taken.
+    ``wanted``: train id that the crop should show (``config.rare_class``). Label pixels of padding are 255. Without a
+    label the first window is taken.
     """
-    window = choose_window(image.shape[:2], label, size, config, numbers)
+    window = choose_window(image.shape[:2], label, size, config, numbers, wanted)
     picture = cut(image, window)
     if config.brightness or config.contrast or config.saturation or config.hue:
         picture = colour(picture, config, numbers)
@@ -107,9 +120,19 @@ def apply(image: U8, label: U8 | None, size: Size | None, config: TransformConfi
 
 
 def choose_window(
-    file_size: Size, label: U8 | None, size: Size | None, config: TransformConfig, numbers: Draws
+    file_size: Size,
+    label: U8 | None,
+    size: Size | None,
+    config: TransformConfig,
+    numbers: Draws,
+    wanted: int | None = None,
 ) -> Window:
-    """Scale, crop and flip of a sample; redrawn while one class fills more than ``max_class_share`` of the labels."""
+    """Scale, crop and flip of a sample.
+
+    The crop is redrawn while one class fills more than ``max_class_share`` of its labels, or while it shows too little
+    of ``wanted``. When every try fails, the last one is used; with ``wanted`` the one that shows most of it (up to what
+    is asked), of equal ones the one with the least dominant class.
+    """
     low, high = config.scale
     factor = low + (high - low) * float(numbers[_SCALE])
     base = file_size if size is None else size
@@ -119,21 +142,33 @@ def choose_window(
         return Window(file_size, resized, 0, 0, *resized, flip)
     height, width = min(config.crop[0], resized[0]), min(config.crop[1], resized[1])
     spare = (resized[0] - height, resized[1] - width)
-    limited = label is not None and config.max_class_share < 1 and spare != (0, 0)
-    for attempt in range(REDRAWS + 1):
-        u, v = numbers[_CROPS + 2 * attempt : _CROPS + 2 * attempt + 2]
-        top, left = int(u * (spare[0] + 1)), int(v * (spare[1] + 1))
-        window = Window(file_size, resized, top, left, height, width, flip)
-        if not limited or label is None or _largest_share(label, window) <= config.max_class_share:
-            break
-    return window
+    tries = 1 + (REDRAWS if wanted is None or config.rare_class is None else config.rare_class.tries)
+    corners = (numbers[_CROPS : _CROPS + 2 * tries].reshape(-1, 2) * [n + 1 for n in spare]).astype(int).tolist()
+    windows = [Window(file_size, resized, top, left, height, width, flip) for top, left in corners]
+    if label is None or spare == (0, 0) or (wanted is None and config.max_class_share == 1):
+        return windows[0]
+    needed_px = -1 if wanted is None else _needed_px(config)
+    fits = []
+    for window in windows:
+        shown_px, share = _look(label, window, wanted)
+        if shown_px > needed_px and share <= config.max_class_share:
+            return window
+        fits.append((min(shown_px, needed_px + 1), -share))
+    return windows[-1] if wanted is None else windows[fits.index(max(fits))]
 
 
 def cut(image: U8, window: Window) -> U8:
-    """The window of a picture (H, W, 3), resized and mirrored."""
-    resized = resize_image(image, window.resized)
-    rows = slice(window.top, window.top + window.height)
-    part = resized[rows, window.left : window.left + window.width]
+    """The window of a picture (H, W, 3), resized and mirrored: the same bytes as of the whole picture resized."""
+    (rows, top), (columns, left) = _span(window, 0), _span(window, 1)
+    part = image[rows, columns]
+    if window.resized != window.file_size:
+        fy, fx = (out / size for out, size in zip(window.resized, window.file_size, strict=True))
+        if abs(fy - 1) * part.shape[0] < 1 and abs(fx - 1) * part.shape[1] < 1:
+            # cv2 copies what would keep its size; the whole picture does not
+            part, top, left = image, window.top, window.left
+        method = cv2.INTER_AREA if max(fy, fx) <= 1 else cv2.INTER_LINEAR  # as resize_image
+        part = np.asarray(cv2.resize(part, None, fx=fx, fy=fy, interpolation=method), np.uint8)
+    part = part[top : top + window.height, left : left + window.width]
     return part[:, ::-1] if window.flip else part
 
 
@@ -165,9 +200,31 @@ def _factor(spread: float, number: float) -> float:
     return max(0.0, 1 + (2 * float(number) - 1) * spread)
 
 
-def _largest_share(label: U8, window: Window) -> float:
-    """Share of the commonest class among the labelled pixels of a window; 1 when there are none."""
-    part = label.take(window.rows(), 0).take(window.columns(), 1)
-    count = np.bincount(part.ravel(), minlength=256)[:IGNORE]
-    total = int(count.sum())
-    return float(count.max() / total) if total else 1.0
+def _span(window: Window, axis: int) -> tuple[slice, int]:
+    """The file's rows or columns that a window is made of, and how many resized ones come before the window's first."""
+    size, out = window.file_size[axis], window.resized[axis]
+    start, count = ((window.top, window.height), (window.left, window.width))[axis]
+    # cv2 looks at (i + 1/2) * size / out - 1/2, rounded to single precision: only a part that begins where the picture
+    # does repeats its roundings; where one side is 2, 4, ... times the other, there are none to repeat.
+    first = 0
+    if size % out == 0 and (size // out).bit_count() == 1:
+        first = start
+    elif out % size == 0 and (out // size).bit_count() == 1:
+        first = max(0, start // (out // size) - 1) * (out // size)
+    end = -(-(start + count) * size // out) + (size != out)
+    return slice(first * size // out, min(size, end)), start - first
+
+
+def _needed_px(config: TransformConfig) -> float:
+    rare, crop = config.rare_class, config.crop
+    if rare is None or crop is None:
+        return -1
+    return rare.min_px * crop[0] * crop[1] / _CROP_AREA if rare.crop_px is None else rare.crop_px
+
+
+def _look(label: U8, window: Window, wanted: int | None) -> tuple[int, float]:
+    """Pixels of ``wanted`` in a window; share of the commonest class among its labelled pixels, 1 without any."""
+    count = histogram(label.take(window.rows(), 0).take(window.columns(), 1))
+    total = int(count[:IGNORE].sum())
+    share = float(count[:IGNORE].max() / total) if total else 1.0
+    return 0 if wanted is None else int(count[wanted]), share

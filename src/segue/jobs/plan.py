@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import shutil
 import tempfile
-import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -19,35 +18,24 @@ from typing import Any
 import torch
 
 from segue import runs
-from segue.config import Recipe, StageConfig
+from segue.config import DatasetConfig, Recipe, StageConfig
 from segue.data.audit import class_shares
 from segue.data.dataset import Dataset
 from segue.data.loaders import Stream
+from segue.data.statistics import known_class_pixels
 from segue.engine import Place, fit
-from segue.hardware import Hardware, launch
+from segue.hardware import launch
 from segue.jobs import stages
+from segue.jobs.cost import Cost, now
 from segue.methods.base import Method
 from segue.scoring import score
 
 WARM_UP = 2
 """Iterations of a trial that are not counted: the first ones fill caches and pools."""
 TRIAL = 6
+NOTHING = Cost()
 SCORED = 4
 """Images that a trial scores, after one that is not counted."""
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Seconds of something, as CPU time of this process and on the clock."""
-
-    cpu_s: float = 0.0
-    wall_s: float = 0.0
-
-    def __add__(self, other: Cost) -> Cost:
-        return Cost(self.cpu_s + other.cpu_s, self.wall_s + other.wall_s)
-
-    def __mul__(self, factor: float) -> Cost:
-        return Cost(self.cpu_s * factor, self.wall_s * factor)
 
 
 @dataclass(frozen=True)
@@ -57,8 +45,8 @@ class Trial:
     parameters: int
     trainable: int
     iterations_per_epoch: float
-    iteration: Cost = Cost()
-    checkpoint: Cost = Cost()
+    iteration: Cost = NOTHING
+    checkpoint: Cost = NOTHING
     checkpoint_gb: float = 0.0
     scoring: Mapping[str, Cost] = field(default_factory=dict)
     """Of one image, by data set."""
@@ -112,7 +100,7 @@ class Plan:
     def total(self) -> Cost:
         """All stages of all seeds."""
         parts = [s.training + s.scoring for s in self.stages]
-        return sum(parts, Cost()) * self.seeds
+        return sum(parts, NOTHING) * self.seeds
 
     def to_dict(self) -> dict[str, Any]:
         """Plain containers, with ``total``."""
@@ -143,7 +131,7 @@ def plan(recipe: Recipe, *, device: str = "auto", seeds: int = 1, out: Path = Pa
         recipe=recipe.name,
         seeds=seeds,
         device=str(hardware.device),
-        data=[_data_plan(name, dataset) for name, dataset in job.datasets.items()],
+        data=[_data_plan(job, name) for name in job.datasets],
         stages=planned,
         memory_gb=runs.peak_memory_gb(),
         device_memory_gb=torch.cuda.max_memory_allocated(hardware.device) / 1e9 if on_gpu else None,
@@ -193,13 +181,13 @@ def _try(
     job: stages.Job, stage: StageConfig, method: Method, streams: Mapping[str, Stream], folder: Path, sizes: Trial
 ) -> Trial:
     """Train a few iterations, store one checkpoint, score a few images."""
-    clock = [_now(job.hardware)]
+    clock = [now(job.hardware.device)]
     place = Place(
         folder=folder,
         device=job.hardware.device,
         labels=job.labels,
         info={},
-        progress=lambda done, total, numbers: clock.append(_now(job.hardware)),
+        progress=lambda done, total, numbers: clock.append(now(job.hardware.device)),
     )
     folder.mkdir()
     train = job.recipe.train_of(stage)
@@ -208,13 +196,13 @@ def _try(
         | {"checkpoint_every": TRIAL + 1}
     )
     fit(method, streams, short, job.recipe.optim_of(stage), place, resume=False)
-    end = _now(job.hardware)
+    end = now(job.hardware.device)
     model = method.predictor()
     files = [p for p in (folder / "checkpoints").rglob("*") if p.is_file()]
     return replace(
         sizes,
-        iteration=_since(clock[WARM_UP], clock[TRIAL]) * (1 / (TRIAL - WARM_UP)),
-        checkpoint=_since(clock[TRIAL], end),
+        iteration=(clock[TRIAL] - clock[WARM_UP]) * (1 / (TRIAL - WARM_UP)),
+        checkpoint=end - clock[TRIAL],
         checkpoint_gb=sum(p.stat().st_size for p in files) / 1e9,
         scoring={text: _try_scoring(job, model, text) for text in job.recipe.evaluate.data},
     )
@@ -231,10 +219,10 @@ def _try_scoring(job: stages.Job, model: Any, text: str) -> Cost:
         device=job.hardware.device,
         batch_size=min(batch, SCORED),
         views=job.recipe.evaluate.views,
-        progress=lambda done, total: clock.append(_now(job.hardware)),
+        progress=lambda done, total: clock.append(now(job.hardware.device)),
     )
     images = len(few.ids) - min(batch, SCORED)
-    return _since(clock[0], clock[-1]) * (1 / images) if len(clock) > 1 else Cost()
+    return (clock[-1] - clock[0]) * (1 / images) if len(clock) > 1 else NOTHING
 
 
 class _First:
@@ -247,11 +235,8 @@ class _First:
         self.name = dataset.name
         self.ids = [dataset.ids[i] for i in self._indices]
 
-    def read_image(self, index: int) -> Any:
-        return self._dataset.read_image(self._indices[index])
-
-    def read_label(self, index: int) -> Any:
-        return self._dataset.read_label(self._indices[index])
+    def read_scored(self, index: int) -> Any:
+        return self._dataset.read_scored(self._indices[index])
 
 
 def _stage_plan(job: stages.Job, stage: StageConfig, trial: Trial) -> StagePlan:
@@ -259,7 +244,7 @@ def _stage_plan(job: stages.Job, stage: StageConfig, trial: Trial) -> StagePlan:
     iterations = train.iterations or math.ceil((train.epochs or 1) * trial.iterations_per_epoch)
     passes = 1 + (iterations // train.evaluate_every if train.evaluate_every else 0)
     images = {text: len(job.dataset(text, "evaluate.data").ids) for text in trial.scoring}
-    once = sum((cost * images[text] for text, cost in trial.scoring.items()), Cost())
+    once = sum((cost * images[text] for text, cost in trial.scoring.items()), NOTHING)
     saves = iterations // train.checkpoint_every + 1
     kept = train.keep + (train.best is not None) + 1  # the new one is whole before the oldest goes
     return StagePlan(
@@ -276,8 +261,9 @@ def _stage_plan(job: stages.Job, stage: StageConfig, trial: Trial) -> StagePlan:
     )
 
 
-def _data_plan(name: str, dataset: Dataset) -> DataPlan:
-    shares, _, counted = class_shares(dataset)
+def _data_plan(job: stages.Job, name: str) -> DataPlan:
+    dataset = job.datasets[name]
+    shares, counted = _shares(dataset, job.recipe.data[name.partition(":")[0]])
     return DataPlan(
         name=name,
         images=len(dataset),
@@ -286,6 +272,16 @@ def _data_plan(name: str, dataset: Dataset) -> DataPlan:
         shares=dict(zip(dataset.space.classes, shares, strict=True)) if counted else {},
         counted=counted,
     )
+
+
+def _shares(dataset: Dataset, config: DatasetConfig) -> tuple[list[float], int]:
+    """Class shares and the number of labels behind them: of all where they are counted already, else of some."""
+    pixels = known_class_pixels(dataset, config)
+    if pixels is None:
+        shares, _, counted = class_shares(dataset)
+        return shares, counted
+    total = pixels.sum(0, dtype="int64")
+    return (total / max(1, total.sum())).tolist(), len(dataset) - len(dataset.unlabelled_ids) if dataset.labelled else 0
 
 
 def _depends_on_devices(job: stages.Job) -> list[str]:
@@ -301,13 +297,3 @@ def _depends_on_devices(job: stages.Job) -> list[str]:
         if stage.method.get("published"):
             out.append(f"stage {stage.name!r}: 'published' statistics are those of one device's micro-batch")
     return out
-
-
-def _now(hardware: Hardware) -> Cost:
-    if hardware.device.type == "cuda":
-        torch.cuda.synchronize(hardware.device)
-    return Cost(runs.cpu_seconds(), time.perf_counter())
-
-
-def _since(start: Cost, end: Cost) -> Cost:
-    return Cost(end.cpu_s - start.cpu_s, end.wall_s - start.wall_s)

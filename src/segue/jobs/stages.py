@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from pydantic import ValidationError
 from torch import nn
@@ -16,9 +18,12 @@ from segue.config import Recipe, StageConfig, merge
 from segue.data.audit import class_shares
 from segue.data.dataset import Dataset, open_dataset
 from segue.data.loaders import Stream
+from segue.data.statistics import class_pixels, tell
 from segue.engine import Place, fit
 from segue.errors import UserError
 from segue.hardware import Hardware
+from segue.jobs import sinks
+from segue.jobs.cost import Cost, now, record
 from segue.labels import LabelSpace, load_space
 from segue.methods.base import METHODS, Method, MethodConfig
 from segue.models.base import MODELS, SegModel
@@ -63,6 +68,7 @@ def prepare(recipe: Recipe, folder: Path, hardware: Hardware) -> Job:
         faults += [] if faults else _fault(_check_start, job, stage)
     for text in recipe.evaluate.data:
         faults += _fault(_check_evaluation, job, text)
+    faults += _fault(sinks.require, recipe.loggers)
     if faults:
         raise ConfigError("\n".join(dict.fromkeys(faults)))
     return job
@@ -124,6 +130,9 @@ def _check_needs(stage: StageConfig) -> None:
 def _check_streams(job: Job, stage: StageConfig) -> None:
     cls = METHODS.get(str(stage.method.get("name")))
     for stream, row in stage.data.items():
+        rare = job.recipe.transform_of(stage, stream).rare_class
+        for name in (rare and rare.classes) or ():
+            job.labels.index(name)
         for mixture in row:
             dataset = job.dataset(mixture.data, f"stage {stage.name!r}")
             if stream in cls.uses_labels and not dataset.labelled:
@@ -227,18 +236,29 @@ def build_streams(job: Job, stage: StageConfig) -> dict[str, Stream]:
             accumulate=train.accumulate,
             rank=job.hardware.rank,
             world=job.hardware.world,
+            pixels=_class_pixels(job, stage, name) if name in labelled else None,
         )
         for name, row in stage.data.items()
     }
+
+
+def _class_pixels(job: Job, stage: StageConfig, stream: str) -> list[npt.NDArray[np.uint32]] | None:
+    """What rare class sampling draws by; counted by one process on first use, the others wait for it."""
+    if job.recipe.transform_of(stage, stream).rare_class is None:
+        return None
+    texts = [mixture.data for mixture in stage.data[stream]]
+    configs = [job.recipe.data[job.recipe.split_of(text, stage.name)[0]] for text in texts]
+    say: Callable[[str], object] = tell if job.hardware.rank == 0 else len
+    return [class_pixels(job.dataset(t, stage.name), c, say) for t, c in zip(texts, configs, strict=True)]
 
 
 def _run_stage(job: Job, stage: StageConfig, resume: bool) -> dict[str, Any]:
     folder = job.stage_folder(stage)
     folder.mkdir(parents=True, exist_ok=True)
     cpu = runs.cpu_seconds()
-    record = _describe(stage)
+    stored = _describe(stage)
     if job.hardware.rank == 0:
-        record = runs.update(folder / "stage.json", **record, status="running")
+        stored = runs.update(folder / "stage.json", **stored, status="running")
     method = build_method(job, stage)
     streams = build_streams(job, stage)
     place = Place(
@@ -246,25 +266,48 @@ def _run_stage(job: Job, stage: StageConfig, resume: bool) -> dict[str, Any]:
         device=job.hardware.device,
         labels=job.labels,
         info={"run": str(job.folder), "stage": stage.name, "recipe": job.recipe.name, "chosen": "last"},
-        validate=lambda model, iteration: _validate(job, model),
         progress=Progress(stage.name) if job.hardware.rank == 0 else None,
-        sinks=_sinks(job, folder),
         rank=job.hardware.rank,
         world=job.hardware.world,
     )
-    iterations = fit(method, streams, job.recipe.train_of(stage), job.recipe.optim_of(stage), place, resume=resume)
+    iterations, training = _train(job, stage, method, streams, place, resume)
     if job.hardware.rank == 0:
         runs.update(
             folder / "stage.json",
             status="finished",
             iterations=iterations,
+            training=training or stored.get("training"),
             parameters=sum(p.numel() for p in method.predictor().parameters()),
             evaluations=_score(job, method.predictor(), folder),
             prior=_prior(job, stage),
-            cpu_s=record.get("cpu_s", 0.0) + runs.cpu_seconds() - cpu,
+            cpu_s=stored.get("cpu_s", 0.0) + runs.cpu_seconds() - cpu,
         )
     job.hardware.barrier()  # the next stage of every rank starts from what rank 0 has written
     return runs.read(folder / "stage.json")
+
+
+def _train(
+    job: Job, stage: StageConfig, method: Method, streams: dict[str, Stream], place: Place, resume: bool
+) -> tuple[int, dict[str, Any] | None]:
+    """Train; the number of iterations, and what those of this process cost (None when all were done before)."""
+    device = job.hardware.device
+    start, scoring = now(device), Cost()
+
+    def validate(model: nn.Module, iteration: int) -> dict[str, float]:
+        nonlocal scoring
+        before = now(device)
+        scores = _validate(job, model)
+        scoring += now(device) - before
+        return scores
+
+    found = checkpoint.newest(place.folder / "checkpoints") if resume else None
+    done = int(found.name.removeprefix(checkpoint.PREFIX)) if found else 0
+    names = job.recipe.loggers if job.hardware.rank == 0 else ()
+    with sinks.opened(names, job.folder, place.folder, job.recipe.name) as trackers:
+        place = replace(place, validate=validate, sinks=trackers)
+        total = fit(method, streams, job.recipe.train_of(stage), job.recipe.optim_of(stage), place, resume=resume)
+    per_epoch = streams[next(iter(streams))].iterations_per_epoch
+    return total, record(now(device) - start - scoring, total - done, per_epoch, device) if total > done else None
 
 
 def _score(job: Job, model: SegModel, folder: Path) -> dict[str, Any]:
@@ -313,17 +356,3 @@ def _validate(job: Job, model: nn.Module) -> dict[str, float]:
         )
         scores[text] = result.scores().miou
     return scores
-
-
-def _sinks(job: Job, folder: Path) -> tuple[Callable[[Mapping[str, Any]], None], ...]:
-    if "tensorboard" not in job.recipe.loggers or job.hardware.rank != 0:
-        return ()
-    from lightning_fabric.loggers.tensorboard import TensorBoardLogger
-
-    logger = TensorBoardLogger(root_dir=folder, name="", version="tensorboard")
-
-    def write(row: Mapping[str, Any]) -> None:
-        logger.log_metrics({k: v for k, v in row.items() if isinstance(v, float)}, step=row["iteration"])
-        logger.experiment.flush()
-
-    return (write,)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import re
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segue.errors import UserError
-from segue.models.growth import grown
+from segue.models import growth
 from segue.ops.resize import bilinear
 from segue.registry import Registry
 from segue.settings import Settings
@@ -156,8 +156,11 @@ class SegModel(nn.Module):
         """Normalised image, sides a multiple of ``self.multiple``, to logits, embedding, stages and heads."""
 
     @abstractmethod
-    def classifiers(self) -> dict[str, nn.Conv2d]:
-        """Every 1x1 convolution that has one output a class, by attribute path, the one of ``logits`` first."""
+    def classifiers(self) -> Mapping[str, nn.Module]:
+        """Every module that makes logits from an embedding, by attribute path, the one of ``logits`` first.
+
+        Each is a sum over the convolutions (plain or transposed) in it, most often one 1x1 convolution itself.
+        """
 
     def imagenet_state(self) -> Mapping[str, Tensor] | None:
         """ImageNet weights named like the encoder's own state; may download. None: no library has them."""
@@ -236,13 +239,13 @@ class SegModel(nn.Module):
         (Cermelli et al., CVPR 2020, eq. 10); a classifier without bias gets one. ``unknown``: new outputs start as the
         last old output (Cha et al., NeurIPS 2021). Parameters are new objects: build the optimiser afterwards.
         """
-        self._widen(lambda old: grown(old, self.num_classes, added, init, generator))
+        self._widen(added, init, generator)
         self.num_classes += added
 
     def add_unknown(self, generator: torch.Generator | None = None) -> None:
         """Append the output of pixels that belong to no class yet (SSUL, Cha et al., NeurIPS 2021), once."""
         if self.extra == "none":
-            self._widen(lambda old: grown(old, self.num_classes, 1, "random", generator))
+            self._widen(1, "random", generator)
             self.extra = "unknown"
 
     def deployed(self) -> SegModel:
@@ -274,15 +277,11 @@ class SegModel(nn.Module):
             self.add_unknown()
         self._biased = set(layout.get("biased", ()))
         for path in self._biased & set(self.classifiers()):
-            conv = self.classifiers()[path]
-            conv.bias = nn.Parameter(conv.weight.new_zeros(conv.out_channels))
+            growth.add_bias(self.classifiers()[path])
 
-    def _widen(self, widen: Callable[[nn.Conv2d], nn.Conv2d]) -> None:
-        for path, old in self.classifiers().items():
-            parent, _, name = path.rpartition(".")
-            new = widen(old)
-            setattr(self.get_submodule(parent), name, new)
-            if old.bias is None and new.bias is not None:
+    def _widen(self, added: int, init: str, generator: torch.Generator | None) -> None:
+        for path, classifier in self.classifiers().items():
+            if growth.grow(classifier, self.num_classes, added, init, generator):
                 self._biased.add(path)
 
 

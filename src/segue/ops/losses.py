@@ -162,7 +162,7 @@ def _class_loss(output: Output, logits: Tensor, truth: _Truth, criterion: Criter
 
 
 def pixel_losses(logits: Tensor, label: Tensor, criterion: CriterionConfig = CROSS_ENTROPY) -> Tensor:
-    """Loss of every pixel, (N,C,H,W) and (N,H,W) to (N,H,W) in at least 32 bits; 0, with zero gradient, where it is 255.
+    """Loss of every pixel, (N,C,H,W) and (N,H,W) to (N,H,W) in at least 32 bits; 0, with zero gradient, at label 255.
 
     Cross-entropy -a_y log p_y with label smoothing, or focal -a_y (1 - p_y)^gamma log p_y (Lin et al., eq. 5), a the
     class weights. For ``ohem`` this is its cross-entropy before the choice of pixels.

@@ -115,6 +115,35 @@ def scale(values: Sequence[tuple[str, float, str]], interval: tuple[float, float
     return _svg(width, 46, parts, "scores on one scale: " + ", ".join(f"{n} {v:.1f}" for n, v, _ in finite))
 
 
+def intervals(rows: Sequence[tuple[str, float, float, float, str]], width: int = 1120) -> Markup:
+    """One line a row (name, value, low, high, CSS class) on a common axis with a mark at 0; all in points.
+
+    Low and high may be NaN: then there is only a dot. Empty without rows.
+    """
+    drawn = [r for r in rows if math.isfinite(r[1])]
+    if not drawn:
+        return Markup("")
+    numbers = [v for _, *values, _ in drawn for v in values if math.isfinite(v)]
+    ticks = nice_ticks(min(0.0, *numbers), max(0.0, *numbers), 6)
+    left = 14 + round(6.4 * max(len(name) for name, *_ in drawn))
+    frame = _Frame(width, 26 * len(drawn) + 34, left, 20, (ticks[0], ticks[-1]), (0, 1))
+    bottom = frame.height - frame.bottom
+    parts = [_shape('<line class="grid" x1="{0}" x2="{0}" y1="4" y2="{1}"/>', frame.x(t), bottom) for t in ticks]
+    parts.append(_shape('<line class="track" x1="{0}" x2="{0}" y1="4" y2="{1}"/>', frame.x(0.0), bottom))
+    for tick in ticks:
+        text = Markup('<text x="{}" y="{}" class="mid">{}</text>')
+        parts.append(text.format(_r(frame.x(tick)), frame.height - 8, _short(tick)))
+    for index, (name, value, low, high, color) in enumerate(drawn):
+        y = 4.0 + 26 * index + 13
+        parts.append(_row_label(left, y, name))
+        if math.isfinite(low) and math.isfinite(high):
+            markup = '<rect class="{}" opacity=".28" x="{}" y="{}" width="{}" height="12" rx="6"/>'
+            parts.append(_shape(markup, color, frame.x(low), y - 6, max(frame.x(high) - frame.x(low), 1.0)))
+        markup = '<circle class="{}" cx="{}" cy="{}" r="6"><title>{} {}</title></circle>'
+        parts.append(_shape(markup, color, frame.x(value), y, name, f"{value:+.1f}"))
+    return _svg(width, frame.height, parts, "gains with their intervals")
+
+
 def heat_map(matrix: F64, names: Sequence[str]) -> Markup:
     """Row-normalised confusion matrix (C, C or C+1 counts): rows ground truth, columns prediction."""
     count = len(matrix)

@@ -46,14 +46,15 @@ def render(run: Run) -> str:
     context = _context(run, shown, judge(shown, run))
     html = ""
     for width_px, rows in PICTURES:
-        html = _environment().get_template("report.html").render(context | _pictures(shown, width_px, rows))
+        html = environment().get_template("report.html").render(context | _pictures(shown, width_px, rows))
         if len(html.encode()) <= LIMIT_BYTES:
             break
     return html
 
 
 @cache
-def _environment() -> Environment:
+def environment() -> Environment:
+    """The templates of this folder, with the filters that they use."""
     loader = PackageLoader("segue", "report")
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     environment.filters |= {"points": points, "percent": percent, "clip": clip, "one": _one, "rgb": _rgb}

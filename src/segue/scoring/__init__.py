@@ -1,4 +1,6 @@
-"""Scores: ``matrix`` (confusion, IoU), ``score`` (a model on a data set), ``bootstrap`` (intervals), ``samples``.
+"""Scores of models and of label maps on labelled data.
 
-Nothing is imported here: ``matrix`` and ``bootstrap`` need no torch and the report uses them; ``score`` does.
+``matrix`` (confusion, IoU), ``boundary``, ``bootstrap`` (intervals), ``result`` (what a scoring finds), ``protocols``
+(named rules) and ``predictions`` (PNGs) import no torch; ``inference`` (how a model is asked), ``calibration`` and
+``score`` (models on a data set) do. Nothing is imported here.
 """

@@ -1,7 +1,11 @@
-"""A model on a labelled data set: one pass, one confusion matrix, and the counts of every image.
+"""Models on a labelled data set: one pass, one decode an image, one confusion matrix a model, counts of every image.
 
 Protocol ``native``: predictions are scored at the label's own resolution (bilinear on the logits, argmax last),
-whatever size the network saw. Other rules will be named protocols; a stored number always names its own.
+whatever size the network saw. The published rules are in ``segue.scoring.protocols``; a number names its own.
+
+``classes`` and a view are different questions. A view chooses which classes are averaged: the network still answers
+with any class, and loses where it answers with a left-out one. ``classes`` restricts the argmax, as if the network had
+no other output (the task-restricted scores of class-incremental learning), which can only help it.
 
 Knobs that matter: ``batch_size`` (images of equal size are batched in order, so results are a pure function of model,
 data and batch size), ``views`` (the first one is the headline).
@@ -10,37 +14,49 @@ data and batch size), ``views`` (the first one is the headline).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
+from typing import Protocol as Interface
 
-import numpy as np
 import torch
 from PIL import Image
 
 from segue.data.images import resize_image, resize_label, write_image
 from segue.errors import UserError
 from segue.files import replacing, write_json
-from segue.labels import U8, LabelSpace, nearest
+from segue.labels import U8, LabelSpace
 from segue.models.base import SegModel
 from segue.predict import classify, evaluating, to_input
-from segue.scoring.bootstrap import Interval, PerImage, paired_interval, write_per_image
-from segue.scoring.matrix import Confusion, Scores
+from segue.scoring.bootstrap import Interval, paired_interval, write_per_image
+from segue.scoring.calibration import Calibration, Fit, Sample
+from segue.scoring.inference import Answer, ask, together
 from segue.scoring.names import EVEN_FILE, file_of, folder_of, per_image_file
+from segue.scoring.protocols import NATIVE, Protocol, protocol_of
+from segue.scoring.reading import ahead
+from segue.scoring.result import KEEP_WORST, Result, Tally, check_views, labelled_indices
 
-PROTOCOLS = ("native",)
 THUMBNAIL_PX = 640
-AHEAD = 4  # images that are read while the network works
 
 
-class Labelled(Protocol):
+class Labelled(Interface):
     """What scoring needs of a data set; ``segue.data.dataset.Dataset`` is one."""
 
     @property
     def name(self) -> str:
         """For messages and file names."""
+
+    @property
+    def ids(self) -> Sequence[str]:
+        """Image ids, unique."""
+
+    def read_scored(self, index: int, /) -> tuple[U8, U8]:
+        """(H, W, 3) uint8 RGB at the size that the network is to see; train ids at the label's own resolution."""
+
+
+class Pictures(Interface):
+    """What thumbnails need of a data set, labelled or not."""
 
     @property
     def ids(self) -> Sequence[str]:
@@ -54,39 +70,23 @@ class Labelled(Protocol):
 
 
 @dataclass(frozen=True)
-class Result:
-    """What an evaluation found. ``views[0]`` is the view of the headline numbers and of ``per_image``.
+class Measure:
+    """What is asked of the models and counted: see the module's text for ``classes`` against ``views``.
 
-    ``without_label`` counts images of the data set that have no label file and so no score.
+    ``classes``: names among which the networks must choose (empty: all). ``calibration``: count confidences too, also
+    at ``temperature`` when that is given.
     """
 
-    labels: LabelSpace
-    confusion: Confusion
-    per_image: PerImage
-    views: tuple[str, ...]
-    protocol: str
-    keep_worst: int
-    without_label: int = 0
+    views: tuple[str, ...] = ("all",)
+    protocol: Protocol = NATIVE
+    classes: tuple[str, ...] = ()
+    boundary: bool = False
+    calibration: bool = False
+    temperature: Fit | None = None
 
-    def scores(self, view: str | None = None) -> Scores:
-        """Scores of a view, by default the first."""
-        return self.confusion.scores(self.labels, view or self.views[0], self.protocol)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain containers (NaN is None): an entry of ``evaluations`` in stage.json.
-
-        ``miou``, ``accuracy``, ``mean_accuracy``, ``iou``, ``class_accuracy``, ``protocol``, ``view`` of the first
-        view; ``num_images``, ``without_label``; ``confusion`` (C lists of C+1 counts, the last for predictions that
-        are no class); ``worst`` (id and miou of the lowest-scoring images); ``views``: name -> scores of every view.
-        """
-        worst = self.per_image.worst(self.keep_worst)
-        return self.scores().to_dict() | {
-            "num_images": len(self.per_image.ids),
-            "without_label": self.without_label,
-            "confusion": self.confusion.counts.tolist(),
-            "worst": [{"id": name, "miou": miou} for name, miou in worst],
-            "views": {view: self.scores(view).to_dict() for view in self.views},
-        }
+    def kept(self, labels: LabelSpace) -> tuple[int, ...] | None:
+        """Train ids that the networks may answer with, None for all."""
+        return tuple(sorted({labels.index(name) for name in self.classes})) or None
 
 
 @dataclass(frozen=True)
@@ -106,36 +106,138 @@ def evaluate(
     views: Sequence[str] = ("all",),
     protocol: str = "native",
     progress: Callable[[int, int], object] | None = None,
-    keep_worst: int = 8,
+    keep_worst: int = KEEP_WORST,
 ) -> Result:
     """Score ``model`` on every labelled image of ``dataset``; the model's training modes are as before afterwards.
 
     ``device``: where the network runs; the model is moved there (default: where it is). ``progress(done, total)`` is
     called after every batch. ``UserError`` for an unknown protocol or view, a model of another label space, a data set
-    without labels, or an unreadable file.
+    without labels, an unreadable file, or a label file of another size than its image file.
     """
-    _check(model, labels, views, protocol)
-    without = set(getattr(dataset, "unlabelled_ids", ()))
-    indices = [i for i, name in enumerate(dataset.ids) if name not in without]
-    if not indices or not getattr(dataset, "labelled", True):
-        raise UserError(f"data set {dataset.name!r} has no labels to score against")
-    place = torch.device(device) if device is not None else model.mean.device
-    model.to(place)
-    total = Confusion(len(labels))
-    names: list[str] = []
-    sums: list[tuple[np.ndarray[Any, Any], ...]] = []
-    with evaluating(model), torch.inference_mode():
-        for items in _batches(_read_ahead(dataset, indices), batch_size):
-            output = model(to_input([item.image for item in items], place))
-            predictions = classify(output, items[0].label.shape[:2]).cpu().numpy()
-            for item, prediction in zip(items, predictions, strict=True):
-                names.append(item.id)
-                sums.append(_add(total, item, prediction, dataset.name))
-            if progress is not None:
-                progress(len(names), len(indices))
-    right, truth, predicted = (np.stack(rows).astype(np.uint32) for rows in zip(*sums, strict=True))
-    per_image = PerImage(tuple(names), labels.classes, right, truth, predicted, labels.view(views[0]))
-    return Result(labels, total, per_image, tuple(views), protocol, keep_worst, len(dataset.ids) - len(indices))
+    measure = Measure(tuple(views), protocol_of(protocol))
+    return measure_models(
+        [model],
+        dataset,
+        labels,
+        measure,
+        device=device,
+        batch_size=batch_size,
+        progress=progress,
+        keep_worst=keep_worst,
+    )[0]
+
+
+def measure_models(
+    models: Sequence[SegModel],
+    dataset: Labelled,
+    labels: LabelSpace,
+    measure: Measure,
+    *,
+    device: torch.device | str | None = None,
+    batch_size: int = 1,
+    progress: Callable[[int, int], object] | None = None,
+    keep_worst: int = KEEP_WORST,
+) -> list[Result]:
+    """Score models in one pass over the data; errors as for :func:`evaluate`.
+
+    Returns the result of the only model; of several, that of their averaged probabilities and then each model's own.
+    Calibration is counted for the first result.
+    """
+    for model in models:
+        _check(model, labels)
+    check_views(labels, measure.views)
+    indices = labelled_indices(dataset)
+    number = len(models) + (len(models) > 1)
+    tallies = [Tally(labels, measure.views, measure.protocol, boundary=measure.boundary) for _ in range(number)]
+    meters = _meters(measure, labels)
+
+    def told(done: int) -> None:
+        if progress is not None:
+            progress(done, len(indices))
+
+    with _asking(models, device):
+        items = _read_ahead(dataset, indices)
+        for item, label, answers in _answers(models, items, measure, labels, batch_size, told):
+            for tally, answer in zip(tallies, answers, strict=True):
+                _add(tally, item, label, answer.ids(), dataset.name)
+            for meter in meters:
+                meter.add(tallies[0].scored(label), answers[0])
+    found = _calibration(meters, measure, labels)
+    without = len(dataset.ids) - len(indices)
+    first, *rest = tallies
+    return [first.result(without, keep_worst, found), *(tally.result(without, keep_worst) for tally in rest)]
+
+
+def fit_temperature(
+    models: Sequence[SegModel],
+    dataset: Labelled,
+    labels: LabelSpace,
+    measure: Measure,
+    *,
+    device: torch.device | str | None = None,
+    progress: Callable[[int, int], object] | None = None,
+) -> Fit:
+    """The temperature of the models' answer (averaged, if several) on a labelled data set, best a source one."""
+    for model in models:
+        _check(model, labels)
+    indices = labelled_indices(dataset)
+    sample = Sample(measure.kept(labels) or tuple(range(len(labels))), len(indices))
+
+    def told(done: int) -> None:
+        if progress is not None:
+            progress(done, len(indices))
+
+    with _asking(models, device):
+        for _, label, answers in _answers(models, _read_ahead(dataset, indices), measure, labels, 1, told):
+            sample.add(label, answers[0])
+    return sample.fit()
+
+
+@contextmanager
+def _asking(models: Sequence[SegModel], device: torch.device | str | None) -> Iterator[None]:
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode())
+        for model in models:
+            model.to(model.mean.device if device is None else device)
+            stack.enter_context(evaluating(model))
+        yield
+
+
+def _answers(
+    models: Sequence[SegModel],
+    items: Iterator[_Item],
+    measure: Measure,
+    labels: LabelSpace,
+    batch_size: int,
+    progress: Callable[[int], object],
+) -> Iterator[tuple[_Item, U8, list[Answer]]]:
+    """Every image with its label at the scored size and the models' answers, of several the joint one first."""
+    rule, kept, done = measure.protocol, measure.kept(labels), 0
+    for batch in _batches(items, batch_size):
+        size = rule.label_size or (batch[0].label.shape[0], batch[0].label.shape[1])
+        asked = [ask(model, [item.image for item in batch], rule, size, kept) for model in models]
+        for item, own in zip(batch, zip(*asked, strict=True), strict=True):
+            yield item, resize_label(item.label, size), [together(own), *own] if len(own) > 1 else list(own)
+        done += len(batch)
+        progress(done)
+
+
+def _meters(measure: Measure, labels: LabelSpace) -> list[Calibration]:
+    if not measure.calibration:
+        return []
+    kept = measure.kept(labels) or tuple(range(len(labels)))
+    fitted = [] if measure.temperature is None else [measure.temperature.temperature]
+    return [Calibration(kept, temperature) for temperature in (1.0, *fitted)]
+
+
+def _calibration(meters: Sequence[Calibration], measure: Measure, labels: LabelSpace) -> dict[str, Any]:
+    if not meters:
+        return {}
+    found = meters[0].to_dict(labels.classes)
+    if measure.temperature is not None:
+        found["after"] = meters[1].to_dict(labels.classes)
+        found["fit"] = measure.temperature.to_dict()
+    return {"calibration": found}
 
 
 def paired_bootstrap(result_a: Result, result_b: Result, n: int = 1000, seed: int = 0, level: float = 0.9) -> Interval:
@@ -154,7 +256,7 @@ def save(result: Result, folder: Path, name: str) -> dict[str, Any]:
 
 def save_samples(
     model: SegModel,
-    dataset: Labelled,
+    dataset: Pictures,
     labels: LabelSpace,
     run_folder: Path,
     stage_folder: Path,
@@ -215,41 +317,20 @@ def _write_indexed(path: Path, ids: U8, labels: LabelSpace) -> None:
         image.save(temporary, format="PNG")
 
 
-def _check(model: SegModel, labels: LabelSpace, views: Sequence[str], protocol: str) -> None:
-    if protocol not in PROTOCOLS:
-        raise UserError(f"unknown protocol {protocol!r}{nearest(protocol, PROTOCOLS)}")
-    if not views:
-        raise UserError("scoring needs at least one view ('all' is every class)")
-    for view in views:
-        labels.view(view)
+def _check(model: SegModel, labels: LabelSpace) -> None:
     if model.num_classes != len(labels):
         raise UserError(f"the model has {model.num_classes} classes, label space {labels.name!r} has {len(labels)}")
 
 
-def _add(total: Confusion, item: _Item, prediction: U8, dataset: str) -> tuple[np.ndarray[Any, Any], ...]:
+def _add(tally: Tally, item: _Item, label: U8, prediction: U8, dataset: str) -> None:
     try:
-        return total.add(item.label, prediction).sums()
+        tally.add(item.id, label, prediction)
     except ValueError as error:
         raise UserError(f"data set {dataset!r}, image {item.id!r}: {error}") from error
 
 
 def _read_ahead(dataset: Labelled, indices: Sequence[int]) -> Iterator[_Item]:
-    """Images and labels in order, read by one thread a few images ahead (decoders release the interpreter's lock)."""
-
-    def read(index: int) -> _Item:
-        return _Item(dataset.ids[index], dataset.read_image(index), dataset.read_label(index))
-
-    pool = ThreadPoolExecutor(1, "segue-read")
-    waiting: list[Future[_Item]] = []
-    rest = iter(indices)
-    try:
-        waiting += [pool.submit(read, i) for i in islice(rest, AHEAD)]
-        while waiting:
-            item = waiting.pop(0).result()
-            waiting += [pool.submit(read, i) for i in islice(rest, 1)]
-            yield item
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    return ahead(lambda index: _Item(dataset.ids[index], *dataset.read_scored(index)), indices)
 
 
 def _batches(items: Iterator[_Item], batch_size: int) -> Iterator[list[_Item]]:

@@ -1,4 +1,8 @@
-"""Writing scenes as real data sets: the folder layouts of Cityscapes and GTA5, plus a ``scenes.json`` that says how."""
+"""Writing scenes as real data sets, plus a ``scenes.json`` that says how.
+
+The layouts are those of Cityscapes, GTA5, SYNTHIA (16-bit labels of three channels) and KITTI-360 (with its list
+files); the label ids are those that the catalog reads.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +18,18 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from segue.data.catalog import load
+from segue.data.images import write_image
 from segue.data.scenes.domains import Domain
 from segue.data.scenes.scene import LEAST, Scene, render
-from segue.files import read_json, replacing, write_json
+from segue.files import read_json, replacing, write_json, write_text
 from segue.labels import load_space
 
 U8 = npt.NDArray[np.uint8]
-LAYOUTS = ("cityscapes", "gta5")
 SPLITS = ("train", "val", "test")
 PER_CITY = 500
 """Frames per made-up city folder of the Cityscapes layout."""
+KITTI_LIST = "data_2d_semantics/train/2013_05_28_drive_{split}_frames.txt"
 
 
 def scene_seed(seed: int, split: str, index: int) -> int:
@@ -63,7 +70,43 @@ def _write_gta5(out: Path, split: str, index: int, scene: Scene) -> None:
     _save(out / "labels" / name, label)
 
 
-WRITERS: dict[str, Callable[[Path, str, int, Scene], None]] = {"cityscapes": _write_cityscapes, "gta5": _write_gta5}
+def _write_synthia(out: Path, split: str, index: int, scene: Scene) -> None:
+    name = f"{index:07d}.png"
+    ids = np.zeros((*scene.label.shape, 3), np.uint16)  # red: the class; green, the instance, stays 0
+    ids[..., 0] = _synthia_ids()[scene.label]
+    _save(out / "RGB" / name, Image.fromarray(scene.image))
+    write_image(out / "GT/LABELS" / name, ids)
+
+
+@cache
+def _synthia_ids() -> npt.NDArray[np.uint16]:
+    """Train id -> file id; 0 (void) for ignored pixels and for the classes that SYNTHIA never labels."""
+    space = load_space("cityscapes19")
+    table = np.zeros(256, np.uint16)
+    for file_id, name in load("synthia").labels[0].names(space).items():
+        if name in space.views["16"]:
+            table[space.index(str(name))] = file_id
+    return table
+
+
+def _write_kitti360(out: Path, split: str, index: int, scene: Scene) -> None:
+    drive = f"2013_05_28_drive_{SPLITS.index(split):04d}_sync"
+    image = f"data_2d_raw/{drive}/image_00/data_rect/{index:010d}.png"
+    label = f"data_2d_semantics/train/{drive}/image_00/semantic/{index:010d}.png"
+    _save(out / image, Image.fromarray(scene.image))
+    _save(out / label, Image.fromarray(load_space("cityscapes19").to_label_ids(scene.label)))
+    frames = out / KITTI_LIST.format(split=split)
+    lines = frames.read_text("utf-8").splitlines() if frames.exists() else []
+    write_text(frames, "\n".join(sorted({*lines, f"{image} {label}"})) + "\n")
+
+
+WRITERS: dict[str, Callable[[Path, str, int, Scene], None]] = {
+    "cityscapes": _write_cityscapes,
+    "gta5": _write_gta5,
+    "synthia": _write_synthia,
+    "kitti360": _write_kitti360,
+}
+LAYOUTS = tuple(WRITERS)
 
 
 def write(
@@ -79,8 +122,10 @@ def write(
 ) -> None:
     """Render `num` scenes, numbers `start`.., and write them under `out` in a real data set's layout.
 
-    `layout` is ``cityscapes`` (8-bit label ids, void 0) or ``gta5`` (palette label ids; it has no splits on disk, the
-    name only chooses the scenes).  Scenes depend on (`seed`, `split`, number) only, so a set can be written in parts.
+    `layout` is ``cityscapes`` or ``kitti360`` (8-bit label ids, void 0), ``gta5`` (palette label ids) or ``synthia``
+    (16-bit ids of its own; terrain, truck and train become void, as it never labels them). The last two have no splits
+    on disk, the name only chooses the scenes. Scenes depend on (`seed`, `split`, number) only, so a set can be written
+    in parts.
     """
     if layout not in LAYOUTS:
         raise ValueError(f"unknown layout {layout!r}: expected one of {', '.join(LAYOUTS)}")

@@ -1,0 +1,28 @@
+"""The pages below docs/, executed; their links and the names that they promise."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from helpers.documents import execute
+
+DOCS = Path(__file__).parents[2] / "docs"
+PAGES = sorted(p.name for p in DOCS.glob("*.md"))
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_block_runs_as_printed(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("SEGUE_CACHE", str(tmp_path / "cache"))
+    execute((DOCS / page).read_text("utf-8"), page, tmp_path)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_exist_and_the_readme_leads_here(page: str) -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", (DOCS / page).read_text("utf-8")):
+        assert target.startswith("http") or (DOCS / target).exists(), target
+    assert f"docs/{page}" in (DOCS.parent / "README.md").read_text("utf-8")

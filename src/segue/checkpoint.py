@@ -40,6 +40,7 @@ def save_model(folder: Path, model: SegModel, labels: LabelSpace, info: Mapping[
         "layout": model.layout(),
         "labels": labels.to_dict(),
         "normalisation": {"mean": model.mean.flatten().tolist(), "std": model.std.flatten().tolist()},
+        "notes": list(model.notes),
         **info,
     }
     write_json(folder / "model.json", description)
@@ -87,6 +88,7 @@ def load_model(path: Path) -> tuple[SegModel, LabelSpace, dict[str, Any]]:
         raise CheckpointError(f"cannot read {folder / 'model.json'}: {error}") from error
     model = build_model(config, len(labels), layout=info.get("layout"))
     load_into(model, folder)
+    model.notes = tuple(info.get("notes", ()))
     model.eval()
     return model, labels, info
 
@@ -120,10 +122,11 @@ def check_fit(model: SegModel, tensors: Mapping[str, torch.Tensor], where: str) 
 
 
 def start_from(model: SegModel, labels: LabelSpace, path: Path) -> None:
-    """Start ``model`` from the weights of another run; ``CheckpointError`` for another class list."""
+    """Start ``model`` from the weights of another run and keep its notes; ``CheckpointError`` for other classes."""
     folder = find_model(path)
     try:
-        theirs = space_from_dict(read_json(folder / "model.json")["labels"])
+        info = read_json(folder / "model.json")
+        theirs = space_from_dict(info["labels"])
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"cannot read {folder / 'model.json'}: {error}") from error
     if theirs.classes != labels.classes:
@@ -133,6 +136,7 @@ def start_from(model: SegModel, labels: LabelSpace, path: Path) -> None:
             f"{labels.name!r} ({len(labels)} classes); they differ in {', '.join(other[:6]) or 'the order of classes'}"
         )
     load_into(model, folder)
+    model.notes = tuple(dict.fromkeys((*model.notes, *info.get("notes", ()))))
 
 
 def save(

@@ -7,6 +7,7 @@ one ``.safetensors`` file. Class outputs are put into the order of the label spa
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -27,7 +28,7 @@ from segue.models.base import SegModel
 from segue.models.build import build_model
 from segue.models.discriminators import Discriminator
 from segue.models.growth import class_dim, convolutions
-from segue.models.weights import compare
+from segue.models.weights import NOTES, compare
 
 Status = Literal["matched", "renamed", "dropped", "missing", "wrong shape", "not finite", "unexpected"]
 FAULTS = ("missing", "wrong shape", "not finite", "unexpected")
@@ -136,8 +137,8 @@ def write(plan: Plan, new: Path, labels: str | None = None) -> Path:
     for name, values in zip(BUFFERS, (plan.foreign.mean, plan.foreign.std), strict=True):
         tensors |= {name: torch.tensor(values)} if values is not None else {}
     with replacing(new) as temporary:
-        notes = "; ".join(plan.foreign.notes)
-        save_file(tensors, str(temporary), {"source": plan.path.name, "layout": plan.foreign.layout, "notes": notes})
+        notes = json.dumps(plan.foreign.notes)
+        save_file(tensors, str(temporary), {"source": plan.path.name, "layout": plan.foreign.layout, NOTES: notes})
     return new
 
 
@@ -148,6 +149,7 @@ def _write_model(plan: Plan, model: SegModel, new: Path, labels: str | None) -> 
     _loaded(model, plan.foreign)
     final = build_model(model.config, len(space))
     final.load_state_dict(_reordered(model, order))
+    final.notes = plan.foreign.notes
     for buffer, values in ((final.mean, plan.foreign.mean), (final.std, plan.foreign.std)):
         if values is not None:
             buffer.copy_(torch.tensor(values).view_as(buffer))
@@ -157,7 +159,7 @@ def _write_model(plan: Plan, model: SegModel, new: Path, labels: str | None) -> 
     info = {"stage": "converted", "iteration": 0, "chosen": "as published", "source": source}
     with replacing(new) as temporary:
         temporary.mkdir()
-        save_model(temporary, final, space, {**info, "notes": list(plan.foreign.notes)})
+        save_model(temporary, final, space, info)
     return new
 
 

@@ -17,8 +17,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from helpers import published
+from segue import checkpoint, convert
 from segue.errors import UserError
 from segue.foreign.files import read_state
+from segue.labels import load_space
 from segue.models.base import SegModel
 from segue.models.build import build_model
 from segue.models.weights import CoverageReport, WeightsError, load_encoder, load_state
@@ -320,3 +322,26 @@ def test_half_an_encoder_of_a_published_layout_is_refused(tmp_path: Path) -> Non
     torch.save({k: v for k, v in state.items() if not k.startswith("encoder.layers.14.bn2")}, tmp_path / "w.pth")
     with pytest.raises(WeightsError, match=r"layout erfnet_cil\) does not fit.*missing: layers\.14\.bn2\.weight"):
         build_model({"name": "erfnet", "weights": str(tmp_path / "w.pth")}, 5)
+
+
+def test_notes_of_weights_stay_with_what_is_trained_from_them(tmp_path: Path) -> None:
+    """A licence that forbids commercial use is not lost by training on."""
+    make = published.Maker()
+    published.erfnet_encoder(make, "module.features.encoder.", counter=False)
+    torch.save({"state_dict": make.state}, tmp_path / "e.pth.tar")
+    convert.write(convert.plan(tmp_path / "e.pth.tar"), tmp_path / "e.safetensors")
+    labels = load_space("street7")
+    for file in ("e.pth.tar", "e.safetensors"):
+        model = build_model({"name": "erfnet", "weights": str(tmp_path / file)}, len(labels))
+        assert any("CC BY-NC" in note for note in model.notes)
+        checkpoint.save(tmp_path / file.replace(".", "_"), 1, model, labels, {}, {})
+        folder = checkpoint.newest(tmp_path / file.replace(".", "_"))
+        assert folder is not None
+        loaded, _, info = checkpoint.load_model(folder)
+        assert loaded.notes == model.notes == tuple(info["notes"])
+        next_one = build_model({"name": "erfnet"}, len(labels))
+        checkpoint.start_from(next_one, labels, folder)
+        assert next_one.notes == model.notes
+        whole = build_model({"name": "erfnet", "weights": str(folder / "model.safetensors")}, 3)
+        assert whole.notes == model.notes
+    assert build_model({"name": "erfnet"}, 3).notes == ()

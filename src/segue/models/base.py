@@ -142,6 +142,7 @@ class SegModel(nn.Module):
         self.config = config
         self.num_classes = num_classes
         self.extra: Extra = "none"
+        self.notes: tuple[str, ...] = ()  # of weights that it started from, such as their licence; kept in model.json
         self._biased: set[str] = set()  # classifiers that got a bias they were not built with
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, 3, 1, 1))

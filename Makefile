@@ -27,7 +27,7 @@ bench: install
 	$(BIN)/python benchmarks/confusion.py
 	$(BIN)/python benchmarks/crop.py
 	$(BIN)/python benchmarks/label_map.py
-	$(BIN)/python benchmarks/statistics.py
+	$(BIN)/python benchmarks/class_statistics.py
 	$(BIN)/python benchmarks/cache.py
 
 lint: install

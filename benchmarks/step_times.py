@@ -45,7 +45,8 @@ class StepTimes:
         rest = found.scoring.wall_s + found.training.wall_s - found.iterations * found.iteration.wall_s + START_S
         row = {"wall_s": found.iteration.wall_s, "cpu_s": found.iteration.cpu_s, "rest_s": rest}
         self._store(step_key(recipe, device), row, iterations=plan.TRIAL - plan.WARM_UP, source="trial")
-        self.lengths[cell] = found.iterations
+        if lone.train_of(stage).iterations is None:
+            self.lengths[cell] = found.iterations
         self._write()
 
     def learn(self, recipe: Recipe, device: str, training: Mapping[str, Any], whole_s: float | None) -> None:

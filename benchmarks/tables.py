@@ -5,11 +5,10 @@ stage that starts from another (or refers to it) needs that cell first and start
 model is trained once for all methods that begin with it. Each cell is a ``segue run`` in a process of its own, in
 ``runs/tables/<cell>``; a cell that was killed is resumed there.
 
-A cell's key is a hash of the settings that its numbers depend on as the recipe gives them (places of data, workers,
-threads, logs and checkpoints left out), its seed, the keys of the cells it needs, the major and minor version of segue,
-and ``version`` of the table. Raise ``version`` when the code has changed so that the old numbers no longer hold: the
-commit is recorded with each cell but is not in its key, or every commit would throw hours away. A finished cell in
-``docs/results/NAME.json`` is never computed again, a failed one only with ``--retry``.
+A cell's key is a hash of the settings that its numbers depend on (not places of data, workers, threads, logs and
+checkpoints), its seed, the keys of the cells it needs, the major and minor version of segue, and the table's
+``version``: raise that when old numbers no longer hold. The commit is recorded but not in the key, or every commit
+would throw hours away. A finished cell in ``docs/results/NAME.json`` stays, a failed one is tried with ``--retry``.
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ import argparse
 import hashlib
 import json
 import shlex
-import signal
 import subprocess
 import sys
 import time
@@ -28,6 +26,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from cell_process import execute, message, wait_until_free
 from markdown_table import markdown
 from pydantic import Field, ValidationError
 from step_times import FILE, StepTimes
@@ -218,16 +217,16 @@ class Runner:
         folder = self._place(cell.key)
         config = self.folder / f"{cell.name}.yaml"
         write_text(config, recipes.to_yaml(self._resolved(cell)))
-        _wait_until_free(folder)
+        wait_until_free(folder)
         fresh = not (folder / "config.yaml").exists()
-        print(f"{cell.name}: {'starts' if fresh else 'goes on'}, {_about(self.estimate_s(cell))}", flush=True)
+        print(f"{cell.name}: {'starts' if fresh else 'goes on'}, {self._about(cell)}", flush=True)
         start = time.monotonic()
         code = execute(config, folder, self.device, resume=not fresh, log=config.with_suffix(".log"))
         if code == STOPPED:
             raise Interrupted(f"{cell.name} is stopped, all is saved")
         record = runs.read(folder / "stages" / f"0_{cell.stage}" / "stage.json")
         if code != 0 or record.get("status") != "finished":
-            self._record(cell, {"status": "failed", "message": _message(config.with_suffix(".log"), code)})
+            self._record(cell, {"status": "failed", "message": message(config.with_suffix(".log"), code)})
             return
         if record.get("training"):
             self.times.learn(cell.recipe, self.kind, record["training"], time.monotonic() - start if fresh else None)
@@ -301,54 +300,22 @@ class Runner:
             write_text(self.results.with_suffix(".md"), text)
         return text
 
+    def _about(self, cell: Cell) -> str:
+        seconds = self.estimate_s(cell)
+        return "time unknown" if seconds is None else f"about {clock(seconds)}"
+
     def missing(self) -> list[str]:
         """One line for each cell that is not finished, with its expected time, and their sum."""
         left = [c for c in self.first.values() if self._status(c) != "finished"]
-        lines = [f"{self._status(c):8} {_about(self.estimate_s(c)):18} {c.name}" for c in left]
+        lines = [f"{self._status(c):8} {self._about(c):18} {c.name}" for c in left]
         known = [e for c in left if (e := self.estimate_s(c)) is not None]
         unknown = f", {len(left) - len(known)} unknown" if len(known) < len(left) else ""
         return [*lines, f"{len(left)} of {len(self.first)} cells left: {clock(sum(known))}{unknown}"]
 
 
-def execute(config: Path, folder: Path, device: str, *, resume: bool, log: Path) -> int:
-    """Run one cell as a process of its own and return its exit code; a signal to us is passed on to it."""
-    command = [sys.executable, "-m", "segue", "run", str(config), "--out", str(folder), "--device", device]
-    with log.open("w") as out:
-        child = subprocess.Popen([*command, *(["--resume"] if resume else [])], stdout=out, stderr=subprocess.STDOUT)
-        stop = [signal.signal(n, lambda *_: child.terminate()) for n in (signal.SIGTERM, signal.SIGINT)]
-        try:
-            return child.wait()
-        finally:
-            for number, handler in zip((signal.SIGTERM, signal.SIGINT), stop, strict=True):
-                signal.signal(number, handler)
-
-
-def _wait_until_free(folder: Path) -> None:
-    """A cell may outlive the runner that was killed: it is doing our work."""
-    while folder.exists():
-        try:
-            with runs.locked(folder):
-                return
-        except UserError:
-            time.sleep(1)
-
-
-def _message(log: Path, code: int) -> str:
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    told = [line.removeprefix("segue: ") for line in lines if line.startswith("segue: ")]
-    if told:
-        return told[-1]
-    how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-    return f"{how}; {lines[-1] if lines else 'it said nothing'}"
-
-
 def _commit() -> str | None:
     done = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=HERE, capture_output=True, text=True)
     return done.stdout.strip() or None
-
-
-def _about(seconds: float | None) -> str:
-    return "time unknown" if seconds is None else f"about {clock(seconds)}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from segue.errors import UserError
 
@@ -27,6 +28,14 @@ class Hardware:
         """Wait for all processes."""
         if self.world > 1:
             dist.barrier()
+
+    def total(self, counts: Tensor) -> Tensor:
+        """Sum over all processes of a tensor of equal shape, on the CPU; unchanged when there is one process."""
+        if self.world == 1:
+            return counts
+        summed = counts.to(self.device, copy=True)
+        dist.all_reduce(summed)
+        return summed.cpu()
 
     def agree(self, value: T) -> T:
         """Rank 0's value, on every rank."""

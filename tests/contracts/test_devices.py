@@ -19,6 +19,7 @@ from torch import Tensor
 from helpers import processes
 from helpers.recipes import recipe
 from segue import checkpoint
+from segue.files import read_json
 from segue.methods.base import METHODS
 
 BOUND = {"32": 1e-5, "64": 1e-12}
@@ -36,6 +37,8 @@ def cases(data: Path) -> dict[str, dict[str, Any]]:
     out = {case_name(method, precision): small(data, method, precision) for method, precision in CASES}
     out[BATCH_NORM] = small(data, "supervised", "64")
     out[BATCH_NORM]["model"]["norm"] = "train"
+    out[BATCH_NORM]["train"]["evaluate_every"] = 3
+    out[BATCH_NORM]["evaluate"] = {"data": ["city:val"], "samples": 0}
     return out
 
 
@@ -116,6 +119,16 @@ def test_batch_norm_sees_its_own_process_only(trained: dict[str, list[Path]]) ->
     one, two = (state(folder) for folder in trained[BATCH_NORM])
     assert all(value.isfinite().all() for value in two.values())
     assert difference(two, one) > 1e-4
+
+
+@pytest.mark.parametrize("world", [0, 1])
+def test_validation_shares_images_and_scores_what_is_stored(world: int, trained: dict[str, list[Path]]) -> None:
+    """Each process scores its part, with the norm statistics that the checkpoint will hold."""
+    stage = trained[BATCH_NORM][world] / "stages/1_second"
+    rows = [json.loads(line) for line in (stage / "metrics.jsonl").read_text().splitlines()]
+    told = [row["miou/city:val"] for row in rows if "miou/city:val" in row]
+    stored = read_json(stage / "stage.json")["evaluations"]["city:val"]
+    assert stored["num_images"] == 6 and told == [pytest.approx(stored["miou"], abs=1e-9)]
 
 
 def test_double_precision_is_double(trained: dict[str, list[Path]]) -> None:

@@ -23,6 +23,7 @@ from segue.data.audit import class_shares
 from segue.data.dataset import Dataset
 from segue.data.loaders import Stream
 from segue.data.statistics import known_class_pixels
+from segue.data.subset import Subset
 from segue.engine import Place, fit
 from segue.hardware import launch
 from segue.jobs import stages
@@ -209,7 +210,7 @@ def _try(
 
 
 def _try_scoring(job: stages.Job, model: Any, text: str) -> Cost:
-    few = _First(job.dataset(text, "evaluate.data"), SCORED + 1)
+    few = Subset(job.dataset(text, "evaluate.data"), count=SCORED + 1)
     clock: list[Cost] = []
     batch = job.recipe.evaluate.batch_size
     score.evaluate(
@@ -223,20 +224,6 @@ def _try_scoring(job: stages.Job, model: Any, text: str) -> Cost:
     )
     images = len(few.ids) - min(batch, SCORED)
     return (clock[-1] - clock[0]) * (1 / images) if len(clock) > 1 else NOTHING
-
-
-class _First:
-    """The first images of a data set."""
-
-    def __init__(self, dataset: Dataset, count: int) -> None:
-        without = set(dataset.unlabelled_ids)
-        self._dataset = dataset
-        self._indices = [i for i, name in enumerate(dataset.ids) if name not in without][:count]
-        self.name = dataset.name
-        self.ids = [dataset.ids[i] for i in self._indices]
-
-    def read_scored(self, index: int) -> Any:
-        return self._dataset.read_scored(self._indices[index])
 
 
 def _stage_plan(job: stages.Job, stage: StageConfig, trial: Trial) -> StagePlan:

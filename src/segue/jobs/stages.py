@@ -22,7 +22,7 @@ from segue.data.statistics import class_pixels, tell
 from segue.engine import Place, fit
 from segue.errors import UserError
 from segue.hardware import Hardware
-from segue.jobs import sinks
+from segue.jobs import sinks, validation
 from segue.jobs.cost import Cost, now, record
 from segue.labels import LabelSpace, load_space
 from segue.methods.base import METHODS, Method, MethodConfig
@@ -296,7 +296,10 @@ def _train(
     def validate(model: nn.Module, iteration: int) -> dict[str, float]:
         nonlocal scoring
         before = now(device)
-        scores = _validate(job, model)
+        assert isinstance(model, SegModel)
+        evaluate = job.recipe.evaluate
+        datasets = {text: job.dataset(text, "evaluate.data") for text in evaluate.data}
+        scores = validation.validate(model, datasets, job.labels, evaluate, job.hardware)
         scoring += now(device) - before
         return scores
 
@@ -343,16 +346,3 @@ def _prior(job: Job, stage: StageConfig) -> dict[str, float] | None:
 def _describe(stage: StageConfig) -> dict[str, Any]:
     data = {name: [m.data for m in row] for name, row in stage.data.items()}
     return {"name": stage.name, "method": stage.method, "data": data, "start": stage.start, "checkpoint": "last"}
-
-
-def _validate(job: Job, model: nn.Module) -> dict[str, float]:
-    assert isinstance(model, SegModel)
-    evaluate = job.recipe.evaluate
-    scores = {}
-    for text in evaluate.data:
-        dataset = job.dataset(text, "evaluate.data")
-        result = score.evaluate(
-            model, dataset, job.labels, device=job.hardware.device, batch_size=evaluate.batch_size, views=evaluate.views
-        )
-        scores[text] = result.scores().miou
-    return scores

@@ -112,7 +112,7 @@ def cache_folder(avoid: Path, say: Say = tell) -> Path:
     When that cannot be written, a folder of the user's own in the system's temporary one, and ``say`` tells so;
     ``DataError`` when there is none either.
     """
-    chosen = Path(os.path.expanduser(os.environ.get("SEGUE_CACHE") or "~/.cache/segue"))  # noqa: PTH111 (never raises)
+    chosen = _chosen_folder()
     fault = _fault(chosen, avoid)
     if fault is None:
         return chosen
@@ -122,6 +122,10 @@ def cache_folder(avoid: Path, say: Say = tell) -> Path:
         raise DataError(f"no folder for the cache: {fault}; {other}; set SEGUE_CACHE to one that can be written")
     say(f"the cache is in {spare}, because {fault}; set SEGUE_CACHE to a folder that stays")
     return spare
+
+
+def _chosen_folder() -> Path:
+    return Path(os.path.expanduser(os.environ.get("SEGUE_CACHE") or "~/.cache/segue"))  # noqa: PTH111 (never raises)
 
 
 def _fault(folder: Path, avoid: Path, private: bool = False) -> str | None:
@@ -206,7 +210,10 @@ def _cached_rows(dataset: Dataset, labels: _Labels, say: Say, count: bool) -> Ro
     """Counts from the cache, after counting the labels that it does not know; without ``count`` None if there are."""
     root = labels.root.resolve()
     digest = blake2b(str(root).encode(), digest_size=8).hexdigest()
-    path = cache_folder(root, say) / "statistics" / f"{root.name}-{digest}.sqlite"
+    name = f"statistics/{root.name}-{digest}.sqlite"
+    if not count and not (_chosen_folder() / name).is_file():
+        return None  # and no cache is made
+    path = cache_folder(root, say) / name
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _locked(path.with_suffix(".lock"), dataset, say), closing(_connect(path, say)) as connection:

@@ -10,13 +10,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from segue.api import Predictor, evaluate, load, run
+    from segue.api import Predictor, check_predictions, evaluate, load, predict_files, run
 
 __version__ = "0.1.0"
-__all__ = ["Predictor", "__version__", "evaluate", "load", "run"]
+__all__ = ["Predictor", "__version__", "check_predictions", "evaluate", "load", "predict_files", "run"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("Predictor", "evaluate", "load", "run"):
+    if name in __all__:
         return getattr(import_module("segue.api"), name)
     raise AttributeError(f"module 'segue' has no attribute {name!r}")

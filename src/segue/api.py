@@ -10,7 +10,6 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from segue import predict as prediction
 from segue import recipes
 from segue.checkpoint import PREFIX, all_of, find_model, load_model
 from segue.config import DatasetConfig
@@ -23,6 +22,9 @@ from segue.jobs.run import RunResult
 from segue.jobs.run import run as run_recipe
 from segue.labels import LabelSpace, load_space
 from segue.models.base import SegModel
+from segue.predict import Look, Network, Outcome, predict_folder
+from segue.predict import check as checking
+from segue.predict.inputs import find_images
 from segue.scoring import predictions as predicted
 from segue.scoring import score
 from segue.scoring.matrix import LENIENT
@@ -40,11 +42,11 @@ class Predictor:
 
     def predict(self, image: npt.NDArray[np.uint8] | str | Path) -> npt.NDArray[np.uint8]:
         """Train ids (H, W) uint8 of an RGB image (H, W, 3) uint8, or of an image file."""
-        return prediction.predict(self.model, image)
+        return Network((self.model,)).predict(image)
 
     def predict_folder(self, source: str | Path, out: str | Path, format: str = "color") -> list[Path]:
         """Predict an image or every image of a folder into PNGs; returns the files written."""
-        return prediction.predict_folder(self.model, self.labels, Path(source), Path(out), format=format)
+        return predict_files(self, source, out, format=format).written
 
 
 Models: TypeAlias = str | Path | Predictor | Sequence[str | Path | Predictor]
@@ -129,6 +131,104 @@ def evaluate(
         measure = replace(measure, temperature=score.fit_temperature(networks, source, space, measure))
     first, *members = score.measure_models(networks, dataset, space, measure, progress=progress)
     return _told(predictors, members) | {"data": data, "rule": asdict(rule), **first.to_dict()}
+
+
+def predict_files(
+    model: Models,
+    source: str | Path,
+    out: str | Path,
+    *,
+    format: str = "color",
+    classes: Sequence[str] = (),
+    ground_truth: str | Path | None = None,
+    encoding: str = "",
+    look: Look | None = None,
+    flip: bool = False,
+    scales: Sequence[float] = (),
+    slide: Size | None = None,
+    stride: Size | None = None,
+    size: Size | None = None,
+    skip_existing: bool = False,
+    checkpoint: str = "last",
+    device: str = "auto",
+    progress: Callable[[int, int], object] | None = None,
+) -> Outcome:
+    """Predict an image, a folder with all below it, a glob or a video into files below ``out``.
+
+    Several models answer by their averaged probabilities, with ``look.side_by_side`` each by itself. ``format``,
+    ``look``, ``ground_truth`` and ``encoding``: see :func:`segue.predict.predict_folder`. ``classes`` and how the
+    networks are asked: as for :func:`evaluate`, under the protocol ``native``. ``UserError`` for what cannot be;
+    its kind :class:`segue.predict.Incomplete` after all others, for images that cannot be read or predicted.
+    """
+    predictors = _loaded(model, device, checkpoint)
+    if not predictors:
+        raise UserError("say which model is to predict")
+    look = look or Look()
+    rule = _rule(NATIVE.name, None, scales, flip, slide, stride)
+    space, names = _classes(predictors, classes)
+    kept = tuple(space.index(name) for name in names) or None
+    networks = tuple(p.model for p in predictors)
+    if look.side_by_side:
+        titles = _titles(predictors)
+        asked = [Network((n,), title, rule, kept, size) for n, title in zip(networks, titles, strict=True)]
+    else:
+        asked = [Network(networks, "prediction", rule, kept, size)]
+    return predict_folder(
+        asked,
+        space,
+        source,
+        Path(out),
+        format=format,
+        look=look,
+        ground_truth=None if ground_truth is None else Path(ground_truth),
+        encoding=encoding,
+        view=CHOSEN if names else "all",
+        skip_existing=skip_existing,
+        progress=progress,
+    )
+
+
+def check_predictions(
+    folder: str | Path,
+    source: str | Path | None = None,
+    *,
+    data: str = "",
+    root: Path | None = None,
+    labels: str = "",
+    encoding: str = "labelid",
+    progress: Callable[[int, int], object] | None = None,
+) -> int:
+    """Check that ``folder`` holds what a server expects for ``source`` or ``NAME:SPLIT``; the number of files.
+
+    Every file is there and no other, of its image's size, one 8-bit channel, ids of the label space ``labels``
+    (default: the data's own, of ``source`` cityscapes19). ``encoding``: ``labelid`` or ``trainid``. ``UserError``
+    names every fault.
+    """
+    if (source is None) == (not data):
+        raise UserError("say which images the predictions are of: an input (image, folder or glob), or data NAME:SPLIT")
+    if source is not None:
+        expected: Dataset = checking.Pictures(find_images(source, Path(folder)), load_space(labels or "cityscapes19"))
+    else:
+        expected = _open(data, root, None, None)
+    space = load_space(labels) if labels else expected.space
+    faults = checking.check(Path(folder), expected, space, encoding=encoding, progress=progress)
+    checking.require(faults, Path(folder))
+    return len(expected)
+
+
+def _loaded(model: Models, device: str, checkpoint: str) -> list[Predictor]:
+    models = [model] if isinstance(model, (str, Path, Predictor)) else list(model)
+    return [m if isinstance(m, Predictor) else load(m, device, checkpoint) for m in models]
+
+
+def _titles(predictors: Sequence[Predictor]) -> list[str]:
+    """The shortest of stage, run and stage, those with the iteration, that tells all models apart."""
+    keys = ("stage",), ("run", "stage"), ("run", "stage", "iteration")
+    for parts in keys:
+        titles = [" ".join(str(p.info.get(key, "model")) for key in parts) for p in predictors]
+        if len(set(titles)) == len(titles):
+            return titles
+    return [f"{title} ({number})" for number, title in enumerate(titles, 1)]
 
 
 def _open(data: str, root: Path | None, size: Size | None, space: LabelSpace | None) -> Dataset:

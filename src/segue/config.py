@@ -138,6 +138,11 @@ class TrainConfig(Settings):
     """Validation set whose mIoU names the ``best`` checkpoint. With target labels that is an oracle choice and every
     number that comes from it says so. Default: none, ``last`` is used."""
 
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _bare_number(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, int) else value
+
     @model_validator(mode="after")
     def _length(self) -> TrainConfig:
         if self.iterations is not None and self.epochs is not None:

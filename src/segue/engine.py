@@ -112,16 +112,27 @@ class _Loop:
             return self.total
         batches = {name: stream.iterate(self.iteration) for name, stream in self.streams.items()}
         self.method.train()
-        with _signals() as stop:
+        stop = 0
+        with _signals() as received:
             while self.iteration < self.total:
                 self._iterate({name: next(it) for name, it in batches.items()})
                 self.iteration += 1
+                stop = self._heard(received)
                 self._after_iteration(stop)
         self.method.finish(self.streams)
         self._save()
         if stop:
             raise _interrupted(stop, self.iteration)
         return self.total
+
+    def _heard(self, received: list[int]) -> int:
+        """The signal that stops the run, 0 for none; the same on every device, which all stop after one iteration."""
+        signal_number = received[0] if received else 0
+        if self.place.world == 1:
+            return signal_number
+        heard = torch.tensor(signal_number, device=self.place.device)
+        dist.all_reduce(heard, dist.ReduceOp.MAX)
+        return int(heard)
 
     def _begin(self) -> None:
         if self.place.rank == 0:
@@ -214,7 +225,7 @@ class _Loop:
             f"{path}; lower optim.lr or set train.clip_norm, then start again (the last checkpoint is good)"
         )
 
-    def _after_iteration(self, stop: list[int]) -> None:
+    def _after_iteration(self, stop: int) -> None:
         train, done = self.train, self.iteration == self.total
         if self.iteration % train.log_every == 0 or done:
             self._flush()
@@ -310,7 +321,8 @@ def _average(parameters: list[nn.Parameter], world: int) -> None:
     dist.all_reduce(flat)
     has, *parts = torch.split(flat, [len(parameters), *(g.numel() for g in grads)])
     for parameter, part, number in zip(parameters, parts, has.tolist(), strict=True):
-        parameter.grad = (part / world).view_as(parameter) if number else None
+        # In the parameter's own memory format: fused optimisers pair elements by where they lie.
+        parameter.grad = torch.empty_like(parameter).copy_((part / world).view_as(parameter)) if number else None
 
 
 def _global_counts(batches: list[Batch], place: Place) -> list[Batch]:
@@ -320,8 +332,8 @@ def _global_counts(batches: list[Batch], place: Place) -> list[Batch]:
     return [replace(b, label_count=count) for b in batches]
 
 
-def _interrupted(stop: list[int], iteration: int) -> Interrupted:
-    return Interrupted(f"stopped by {signal.Signals(stop[0]).name} after iteration {iteration}, all is saved")
+def _interrupted(stop: int, iteration: int) -> Interrupted:
+    return Interrupted(f"stopped by {signal.Signals(stop).name} after iteration {iteration}, all is saved")
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers.documents import execute
+from helpers.documents import execute, run_bash
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGES = sorted(p.name for p in DOCS.glob("*.md"))
@@ -19,6 +19,12 @@ def test_every_block_runs_as_printed(page: str, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("SEGUE_CACHE", str(tmp_path / "cache"))
     execute((DOCS / page).read_text("utf-8"), page, tmp_path)
+
+
+@pytest.mark.parametrize("script", ["segue list nothing\ntrue", "false\nsegue list spaces", "segue list nothing | cat"])
+def test_a_failing_command_is_seen(script: str, tmp_path: Path) -> None:
+    with pytest.raises(AssertionError):
+        run_bash(script, tmp_path)
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +14,18 @@ from PIL import Image
 from torch import Tensor
 
 from helpers import processes
+from helpers.fingerprint import fingerprint
 from helpers.recipes import recipe
-from segue import checkpoint
+from segue import api, checkpoint
 from segue.files import read_json
 from segue.methods.base import METHODS
 
+STOPPED = "stopped"
 BOUND = {"32": 1e-5, "64": 1e-12}
 """Largest difference, relative to the largest value of a tensor."""
 BATCH_NORM = "supervised, batch norm"
+LAYOUTS = {"channels last": {"channels_last": True}, "sync": {}, "accumulate": {"accumulate": 2}}
+"""Further settings of which two processes compute the same as one."""
 CASES = [*((method, precision) for method in METHODS.names() for precision in BOUND)]
 
 
@@ -35,6 +36,10 @@ def case_name(method: str, precision: str) -> str:
 def cases(data: Path) -> dict[str, dict[str, Any]]:
     """One recipe a method and precision with frozen norms, and one with batch norm."""
     out = {case_name(method, precision): small(data, method, precision) for method, precision in CASES}
+    for name, train in LAYOUTS.items():
+        out[name] = small(data, "supervised", "64")
+        out[name]["train"] |= train
+        out[name]["model"]["norm"] = "sync" if name == "sync" else "frozen"
     out[BATCH_NORM] = small(data, "supervised", "64")
     out[BATCH_NORM]["model"]["norm"] = "train"
     out[BATCH_NORM]["train"]["evaluate_every"] = 3
@@ -71,22 +76,15 @@ def uneven(scene_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trained(uneven: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Path]]:
     """Run folders of every case: trained by one process, and by two."""
     root = tmp_path_factory.mktemp("devices")
-    names = list(cases(uneven))
-    for world in ("one", "two"):
-        jobs = [[given, str(root / world / name)] for name, given in cases(uneven).items()]
-        (root / f"{world}.json").write_text(json.dumps(jobs))
-    processes.main(root / "one.json")
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29577"]
-    done = subprocess.run(
-        [sys.executable, *launcher, processes.__file__, str(root / "two.json")],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        timeout=600,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return {name: [root / world / name for world in ("one", "two")] for name in names}
+    given = cases(uneven)
+    for name, one in given.items():
+        api.run(one, root / "one" / name, device="cpu")
+    jobs: list[processes.Job] = [(one, str(root / "two" / name), "run") for name, one in given.items()]
+    stopped = small(uneven, "self_training", "32")
+    jobs += [(stopped, str(root / "stopped"), what) for what in ("stop", "resume")]
+    processes.launch([*jobs, (stopped, str(root / "whole"), "run")], root / "jobs.json")
+    pairs = {name: [root / world / name for world in ("one", "two")] for name in given}
+    return pairs | {STOPPED: [root / "stopped", root / "whole"]}
 
 
 def state(run: Path, stage: str = "1_second") -> dict[str, Tensor]:
@@ -114,6 +112,13 @@ def test_two_processes_train_as_one(method: str, precision: str, trained: dict[s
         assert moved > 1e-4, "the bound would hold for a method that does nothing"
 
 
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_settings_that_change_nothing(name: str, trained: dict[str, list[Path]]) -> None:
+    one, two = (state(folder) for folder in trained[name])
+    # A norm divides by a deviation, which magnifies the rounding of its sums.
+    assert difference(two, one) <= (1e-10 if name == "sync" else BOUND["64"])
+
+
 def test_batch_norm_sees_its_own_process_only(trained: dict[str, list[Path]]) -> None:
     """As everywhere, plain batch norm uses the statistics of its own images, ``norm: sync`` does not."""
     one, two = (state(folder) for folder in trained[BATCH_NORM])
@@ -129,6 +134,11 @@ def test_validation_shares_images_and_scores_what_is_stored(world: int, trained:
     told = [row["miou/city:val"] for row in rows if "miou/city:val" in row]
     stored = read_json(stage / "stage.json")["evaluations"]["city:val"]
     assert stored["num_images"] == 6 and told == [pytest.approx(stored["miou"], abs=1e-9)]
+
+
+def test_a_signal_to_one_process_stops_all_with_all_saved(trained: dict[str, list[Path]]) -> None:
+    stopped, whole = trained[STOPPED]
+    assert fingerprint(stopped) == fingerprint(whole)
 
 
 def test_double_precision_is_double(trained: dict[str, list[Path]]) -> None:

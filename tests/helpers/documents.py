@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
-from helpers.command import WAIT_S
+from helpers.command import WAIT_S, segue
+
+NEEDS_A_SHELL = re.compile(r"[|&;<>$`*?\[\]{}~#]|--gpus")
 
 
 def execute(text: str, name: str, folder: Path) -> int:
@@ -24,9 +29,29 @@ def execute(text: str, name: str, folder: Path) -> int:
 
 
 def run_bash(script: str, folder: Path) -> None:
-    """Run commands with the ``segue`` of this environment; fail at the first that fails."""
+    """Run commands in order and fail at the first that fails.
+
+    A ``segue`` command that no shell has to read is run in this process: importing torch for each would take longer
+    than all that the pages do.
+    """
+    lines = [line for line in script.replace("\\\n", " ").splitlines() if not line.startswith("make ")]
+    for plain, group in itertools.groupby(lines, _is_plain):
+        if not plain:
+            _shell("\n".join(group), folder)
+            continue
+        for line in group:
+            with contextlib.chdir(folder):
+                done = segue(*shlex.split(line)[1:])
+            assert done.code == 0, f"{line}\n{done.out}\n{done.err}"
+
+
+def _is_plain(line: str) -> bool:
+    return line.startswith("segue ") and NEEDS_A_SHELL.search(line) is None
+
+
+def _shell(commands: str, folder: Path) -> None:
+    """Run commands with the ``segue`` of this environment."""
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    commands = "\n".join(line for line in script.splitlines() if not line.startswith("make "))
     done = subprocess.run(
         ["bash", "-euxo", "pipefail", "-c", commands],
         cwd=folder,

@@ -22,11 +22,13 @@ SPACE = LabelSpace(
 class Toy(SegModel):
     """Fixed random weights: logits at ``stride`` from averages; mean and std of ImageNet, padding to ``multiple``."""
 
-    def __init__(self, seed: int = 0, stride: int = 4, multiple: int = 8, align_corners: bool = False) -> None:
-        super().__init__(ModelConfig(name="toy"), len(SPACE))
+    def __init__(
+        self, seed: int = 0, stride: int = 4, multiple: int = 8, align_corners: bool = False, classes: int = len(SPACE)
+    ) -> None:
+        super().__init__(ModelConfig(name="toy"), classes)
         self.stride, self.multiple, self.align_corners = stride, multiple, align_corners
         generator = torch.Generator().manual_seed(seed)
-        self.weight = torch.nn.Parameter(torch.randn(len(SPACE), 3, 3, 3, generator=generator))
+        self.weight = torch.nn.Parameter(torch.randn(classes, 3, 3, 3, generator=generator))
 
     def decode(self, x: Tensor) -> Output:
         small = torch.nn.functional.avg_pool2d(x, self.stride)

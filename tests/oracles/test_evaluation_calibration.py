@@ -10,7 +10,8 @@ import torch
 
 from helpers.toys import SPACE, Pictures, Toy
 from segue.errors import UserError
-from segue.predict import to_input
+from segue.labels import LabelSpace
+from segue.models.classify import to_input
 from segue.scoring import score
 from segue.scoring.calibration import BINS, Sample, fit_temperature
 from segue.scoring.protocols import NATIVE
@@ -78,6 +79,23 @@ def test_calibration_error(model: Toy) -> None:
         assert found["ece_by_class"][name] == pytest.approx(_error(probability[own], truth[own]), abs=1e-6)
     assert found["nll"] == pytest.approx(_nll(model), rel=1e-5)
     assert found["pixels"] == len(truth)
+
+
+def test_the_lowest_bins_are_apart() -> None:
+    """Thirty classes: right where the confidence is below 1/15, wrong above it."""
+    model = Toy(1, classes=30).eval()
+    model.weight.data *= 0.12
+    space = LabelSpace("many", tuple(map(str, range(30))), ((0, 0, 0),) * 30, tuple(range(30)))
+    data = Pictures((96, 160), seed=2)
+    with torch.inference_mode():
+        output = model(to_input(data.images, torch.device("cpu")))
+        largest, winner = (x.numpy() for x in output.upsample(output.logits)[0].softmax(0).max(0))
+    sure = largest > 1 / BINS
+    assert 0.01 < sure.mean() < 0.99
+    data.labels[0] = np.where(sure, (winner + 1) % 30, winner).astype(np.uint8)
+    found = score.measure_models([model], data, space, Measure(calibration=True))[0].to_dict()["calibration"]
+    expected = sure.mean() * largest[sure].mean() + (1 - sure.mean()) * (1 - largest[~sure].mean())
+    assert found["ece"] == pytest.approx(expected, abs=1e-5)
 
 
 def test_averaged_probabilities_are_calibrated_as_they_are() -> None:

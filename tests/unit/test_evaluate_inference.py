@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from helpers.toys import SPACE, Pictures, Toy
 from segue.errors import UserError
 from segue.models.base import Output
-from segue.predict import to_input
+from segue.models.classify import to_input
 from segue.scoring import score
 from segue.scoring.inference import Answer, ask, together
 from segue.scoring.protocols import NATIVE, PROTOCOLS, Window

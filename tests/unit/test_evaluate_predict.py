@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from segue.errors import UserError
 from segue.labels import LabelSpace
 from segue.models.base import ModelConfig, Output, SegModel
-from segue.predict import predict, predict_folder
+from segue.predict import Network, predict_folder
 
 SPACE = LabelSpace("two", ("dark", "bright"), ((10, 20, 30), (200, 100, 50)), (4, 9))
 
@@ -46,7 +46,7 @@ def _picture(height: int = 41, width: int = 50) -> np.ndarray:
 def test_prediction_has_the_size_of_the_picture_whatever_the_network_sees() -> None:
     model = Threshold().train()
     for size in (None, (32, 40)):
-        ids = predict(model, _picture(), size)
+        ids = Network((model,), size=size).predict(_picture())
         assert ids.shape == (41, 50) and ids.dtype == np.uint8
         assert (ids[:, :20] == 0).all() and (ids[:, 30:] == 1).all()
     assert model.seen == [(48, 56), (32, 40)] and model.training
@@ -57,15 +57,15 @@ def test_prediction_has_the_size_of_the_picture_whatever_the_network_sees() -> N
 )
 def test_wrong_arrays_are_named(bad: np.ndarray) -> None:
     with pytest.raises(UserError, match="RGB array"):
-        predict(Threshold(), bad)
+        Network((Threshold(),)).predict(bad)
 
 
 def test_unreadable_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "note.png").write_text("not an image")
     with pytest.raises(ValueError, match=r"note\.png"):
-        predict(Threshold(), tmp_path / "note.png")
+        Network((Threshold(),)).predict(tmp_path / "note.png")
     with pytest.raises(ValueError, match=r"missing\.png"):
-        predict(Threshold(), str(tmp_path / "missing.png"))
+        Network((Threshold(),)).predict(str(tmp_path / "missing.png"))
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_folder_keeps_names_and_writes_the_format(tmp_path: Path, format: str, d
     for _ in range(2):
         written = predict_folder(
             Threshold(), SPACE, tmp_path / "in", out, format=format, progress=lambda d, t: calls.append((d, t))
-        )
+        ).written
     assert [p.relative_to(out).as_posix() for p in written] == ["a.png", "deep/b.png"]
     assert calls == [(0, 2), (1, 2), (2, 2)] * 2
     pixels = np.asarray(Image.open(written[0]))
@@ -117,4 +117,4 @@ def test_folder_refuses_what_would_lose_files(tmp_path: Path) -> None:
 def test_folder_above_the_input_may_be_the_output(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     Image.fromarray(_picture()).save(tmp_path / "in" / "a.png")
-    assert predict_folder(Threshold(), SPACE, tmp_path / "in", tmp_path) == [tmp_path / "a.png"]
+    assert predict_folder(Threshold(), SPACE, tmp_path / "in", tmp_path).written == [tmp_path / "a.png"]

@@ -16,7 +16,7 @@ from segue.data.errors import DataError
 from segue.errors import UserError
 from segue.labels import IGNORE, LabelSpace
 from segue.models.base import ModelConfig, Output, SegModel
-from segue.predict import classify
+from segue.models.classify import classify
 from segue.scoring import score
 from segue.scoring.bootstrap import read_per_image
 from segue.scoring.names import file_of, id_of

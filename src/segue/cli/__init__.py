@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sys
@@ -11,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from segue import recipes
-from segue.cli import compare, config, convert, data, doctor, evaluate, plan, tune
+from segue.cli import compare, config, convert, data, doctor, evaluate, plan, predict, tune
 from segue.cli.options import Device, Overrides
 from segue.errors import DISK_FULL, Interrupted, UserError
 
@@ -20,6 +21,7 @@ app.add_typer(config.app, name="config")
 app.add_typer(data.app, name="data")
 app.command()(convert.convert)
 app.command()(evaluate.evaluate)
+app.command()(predict.predict)
 app.command()(plan.plan)
 app.command()(compare.compare)
 app.command()(doctor.doctor)
@@ -90,8 +92,9 @@ def _print_summary(folder: Path, summary: dict[str, Any]) -> None:
         print(f"mIoU on {summary['data']} (last checkpoint{several}):")
         for role, value in summary["miou"].items():
             print(f"  {role:18} {value:5.1f}")
-        if "gap_closed" in summary:
-            print(f"  {'gap closed':18} {100 * summary['gap_closed']:5.0f} %")
+        closed = summary.get("gap_closed", math.nan)
+        if not math.isnan(closed):  # else there was no gap
+            print(f"  {'gap closed':18} {100 * closed:5.0f} %")
     print(f"{summary['cpu_s']:.0f} CPU-seconds, {summary['peak_memory_gb']:.1f} GB; report: {folder / 'report.html'}")
 
 
@@ -107,21 +110,6 @@ def demo(
 
     result = run_demo(out, _seeds(seeds), resume=resume, device=device)
     _print_summary(result.folder, result.summary)
-
-
-@app.command()
-def predict(
-    model: Annotated[Path, typer.Option(help="Run, stage or checkpoint folder, or model.safetensors.")],
-    input: Annotated[Path, typer.Option(help="Image, or folder of images.")],
-    out: Annotated[Path, typer.Option(help="Folder for the predictions.")],
-    format: Annotated[str, typer.Option(help="trainid, labelid, color or overlay.")] = "color",
-    device: Device = "auto",
-) -> None:
-    """Write the prediction of every image as PNG."""
-    from segue import api
-
-    written = api.load(model, device=device).predict_folder(input, out, format=format)
-    print(f"{len(written)} predictions in {out}")
 
 
 @app.command()

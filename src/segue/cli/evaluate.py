@@ -7,8 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from segue.cli.options import Device, pixels
-from segue.errors import UserError
+from segue.cli.options import Device, numbers, percent, pixels
 from segue.files import write_json
 from segue.progress import Progress
 
@@ -48,7 +47,7 @@ def evaluate(
 ) -> None:
     """Score models, or stored predictions, on a labelled data set."""
     sizes = {"size": pixels(size), "slide": pixels(slide), "stride": pixels(stride)}
-    factors = _numbers(scales)
+    factors = numbers(scales)
     from segue import api
 
     scores = api.evaluate(
@@ -78,23 +77,16 @@ def evaluate(
         print(line)
 
 
-def _numbers(text: str) -> list[float]:
-    try:
-        return [float(word) for word in text.split(",")] if text else []
-    except ValueError as error:
-        raise UserError(f"cannot read --scales {text!r}: write numbers with commas, for example 0.5,1,1.5") from error
-
-
 def _lines(scores: dict[str, Any]) -> list[str]:
     out = [*_headline(scores)]
-    out += [f"  {name:16} {_percent(value)}" for name, value in scores["iou"].items()]
+    out += [f"  {name:16} {percent(value)}" for name, value in scores["iou"].items()]
     for view, own in list(scores["views"].items())[1:]:
-        out.append(f"view {view}: mIoU {_percent(own['miou'])}  accuracy {_percent(own['accuracy'])}")
+        out.append(f"view {view}: mIoU {percent(own['miou'])}  accuracy {percent(own['accuracy'])}")
     for member in scores.get("members", []):
-        out.append(f"mIoU {_percent(member['miou'])}  alone: {_name(member['model'])}")
+        out.append(f"mIoU {percent(member['miou'])}  alone: {_name(member['model'])}")
     if "boundary" in scores:
         own = scores["boundary"]
-        out.append(f"boundary IoU {_percent(own['mean'])}  smaller of it and IoU {_percent(own['mean_smaller'])}")
+        out.append(f"boundary IoU {percent(own['mean'])}  smaller of it and IoU {percent(own['mean_smaller'])}")
     if "calibration" in scores:
         out += _calibration(scores["calibration"])
     if scores.get("extra_files", {}).get("number"):
@@ -115,25 +107,22 @@ def _headline(scores: dict[str, Any]) -> list[str]:
     without = f", {scores['without_label']} more without a label" if scores["without_label"] else ""
     return [
         first,
-        f"mIoU {_percent(scores['miou'])}  accuracy {_percent(scores['accuracy'])}  "
+        f"mIoU {percent(scores['miou'])}  accuracy {percent(scores['accuracy'])}  "
         f"({scores['num_images']} images{without})",
     ]
 
 
 def _name(model: dict[str, Any]) -> str:
-    return f"stage {model['stage']}, iteration {model['iteration']}, checkpoint {model['chosen']}"
+    run = f"{model['run']}, " if model.get("run") else ""
+    return f"{run}stage {model['stage']}, iteration {model['iteration']}, checkpoint {model['chosen']}"
 
 
 def _calibration(found: dict[str, Any]) -> list[str]:
-    out = [f"calibration error {_percent(found['ece'])}  NLL {found['nll']}"]
+    out = [f"calibration error {percent(found['ece'])}  NLL {found['nll']:.3f}"]
     if "after" in found:
         after, fit = found["after"], found["fit"]
         out.append(
             f"  at temperature {fit['temperature']:.3f} (of {fit['pixels']} pixels): "
-            f"{_percent(after['ece'])}  NLL {after['nll']}"
+            f"{percent(after['ece'])}  NLL {after['nll']:.3f}"
         )
     return out
-
-
-def _percent(value: float | None) -> str:
-    return "absent" if value is None or value != value else f"{100 * value:5.1f}"

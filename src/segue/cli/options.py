@@ -21,3 +21,16 @@ def pixels(text: str) -> tuple[int, int] | None:
     if match is None:
         raise UserError(f"cannot read size {text!r}: write HEIGHTxWIDTH in pixels, for example 512x1024")
     return int(match[1]), int(match[2])
+
+
+def numbers(text: str) -> list[float]:
+    """Numbers with commas, [] when empty; ``UserError`` for anything else."""
+    try:
+        return [float(word) for word in text.split(",")] if text else []
+    except ValueError as error:
+        raise UserError(f"cannot read --scales {text!r}: write numbers with commas, for example 0.5,1,1.5") from error
+
+
+def percent(value: float | None) -> str:
+    """A share 0..1 as a percentage with one digit; ``absent`` for None and NaN."""
+    return "absent" if value is None or value != value else f"{100 * value:5.1f}"

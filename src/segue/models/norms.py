@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNormLike
 
+from segue.ops.precision import full
+
 
 class BatchNorm(nn.BatchNorm2d):
     """Batch norm that also trains where a channel has a single value: a globally pooled map of a batch of one.
@@ -74,7 +76,7 @@ class SyncBatchNorm(nn.SyncBatchNorm):
         return out
 
     def _over_ranks(self, x: Tensor) -> Tensor:
-        values, shape = x.float(), (1, self.num_features, 1, 1)
+        values, shape = full(x), (1, self.num_features, 1, 1)
         count = values.new_tensor([values.numel() / self.num_features])
         total = _sum_over_ranks(torch.cat([values.sum((0, 2, 3)), count]))
         count, mean = total[-1].detach(), total[:-1] / total[-1]

@@ -24,9 +24,9 @@ from torch import Tensor
 from segue.data.images import resize_image
 from segue.labels import IGNORE, U8
 from segue.models.base import Output, SegModel
+from segue.models.classify import classify, to_input
 from segue.ops.resize import bilinear
 from segue.ops.sliding import slide
-from segue.predict import classify, to_input
 from segue.scoring.protocols import Kernel, Protocol, Size
 
 TILE_PX = 128  # side of a tile

@@ -27,7 +27,7 @@ from segue.scoring.result import Result, Tally, labelled_indices
 
 SHOWN = 5  # files that a message names
 
-_CITYSCAPES = re.compile(r"([^/_]+_\d{6}_\d{6})(?:_.*)?")
+CITYSCAPES = re.compile(r"([^/_]+_\d{6}_\d{6})(?:_.*)?")
 
 
 @dataclass(frozen=True)
@@ -111,13 +111,13 @@ def find(folder: Path, dataset: Dataset) -> tuple[dict[int, Path], list[str]]:
 def _names(dataset: Dataset, index: int, image_id: str) -> set[str]:
     file = dataset.files(index)[0]
     names = {image_id, file_of(image_id)} | ({file.path.rpartition(".")[0]} if file is not None else set())
-    official = _CITYSCAPES.fullmatch(image_id.rpartition("/")[2])
+    official = CITYSCAPES.fullmatch(image_id.rpartition("/")[2])
     return names | ({official[1]} if official else set())
 
 
 def _images(parts: tuple[str, ...], by_last: dict[str, list[tuple[int, tuple[str, ...]]]]) -> set[int]:
     """Images whose name ends like the file's, or the other way round."""
-    official = _CITYSCAPES.fullmatch(parts[-1])
+    official = CITYSCAPES.fullmatch(parts[-1])
     out = {index for index, name in by_last.get(official[1], []) if len(name) == 1} if official else set()
     for index, name in by_last.get(parts[-1], []):
         length = min(len(name), len(parts))

@@ -28,7 +28,7 @@ from segue.errors import UserError
 from segue.files import replacing, write_json
 from segue.labels import U8, LabelSpace
 from segue.models.base import SegModel
-from segue.predict import classify, evaluating, to_input
+from segue.models.classify import classify, evaluating, to_input
 from segue.scoring.bootstrap import Interval, paired_interval, write_per_image
 from segue.scoring.calibration import Calibration, Fit, Sample
 from segue.scoring.inference import Answer, ask, together

@@ -60,9 +60,7 @@ def predict(
         return
     if data or root is not None or labels:
         raise UserError("--data, --root and --labels go with --check; predictions are made of --input")
-    if not models or not input or out is None:
-        missing = [name for name, given in (("model", models), ("input", input), ("out", out)) if not given]
-        raise UserError(f"say --{' and --'.join(missing)}")
+    folder = _required(models, input, out)
     asked: dict[str, Any] = {"size": pixels(size), "slide": pixels(slide), "stride": pixels(stride)}
     asked |= {"flip": flip, "scales": numbers(scales), "checkpoint": checkpoint, "device": device}
     from segue import api
@@ -72,7 +70,7 @@ def predict(
         outcome = api.predict_files(
             models,
             input,
-            out,
+            folder,
             format=format or "color",
             classes=[name.strip() for name in classes.split(",") if name.strip()],
             ground_truth=ground_truth,
@@ -83,9 +81,16 @@ def predict(
             **asked,
         )
     except Incomplete as stop:
-        _print(stop.outcome, out)
+        _print(stop.outcome, folder)
         raise
-    _print(outcome, out)
+    _print(outcome, folder)
+
+
+def _required(models: list[Path], input: str, out: Path | None) -> Path:
+    missing = [name for name, given in (("model", models), ("input", input), ("out", out)) if not given]
+    if missing or out is None:
+        raise UserError(f"say --{' and --'.join(missing)}")
+    return out
 
 
 def _print(outcome: Any, out: Path) -> None:

@@ -39,7 +39,10 @@ def evaluate(stages: Path, scene_data: Path, tmp_path: Path) -> Any:
 def test_several_models_are_averaged_and_scored_alone(evaluate: Any, stages: Path) -> None:
     done, scores = evaluate(stages / "two", "--boundary", "--calibration")
     assert done.out.splitlines()[0] == "mean probability of 2 models"
-    assert "alone: stage one, iteration 6, checkpoint last" in done.out and "boundary IoU" in done.out
+    first, second = (line for line in done.out.splitlines() if "alone: " in line)
+    assert "stage one, iteration 6, checkpoint last" in first and "stage two, iteration 3" in second
+    run = scores["members"][0]["model"]["run"]
+    assert run in first and "boundary IoU" in done.out
     for member, name in zip(scores["members"], ("one", "two"), strict=True):
         _, alone = evaluate(model=name)
         assert member["model"] == alone["model"] and member["confusion"] == alone["confusion"]

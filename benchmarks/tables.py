@@ -8,7 +8,8 @@ model is trained once for all methods that begin with it. Each cell is a ``segue
 A cell's key is a hash of the settings that its numbers depend on (not places of data, workers, threads, logs and
 checkpoints), its seed, the keys of the cells it needs, the major and minor version of segue, and the table's
 ``version``: raise that when old numbers no longer hold. The commit is recorded but not in the key, or every commit
-would throw hours away. A finished cell in ``docs/results/NAME.json`` stays, a failed one is tried with ``--retry``.
+would throw hours away. A finished cell in ``docs/results/NAME.json`` stays (where only its weights are missing they
+are trained again), a failed one is tried with ``--retry``.
 """
 
 from __future__ import annotations
@@ -183,9 +184,20 @@ class Runner:
             if any(self._status_of(key) != "finished" for key in cell.needs.values()):
                 print(f"{cell.name}: waits for {', '.join(cell.needs)}")
                 continue
-            if budget_s is not None and not self._fits(cell, budget_s - (time.monotonic() - start)):
-                continue
-            self._run(cell)
+            for step in [*self._absent(cell), cell]:
+                if budget_s is not None and not self._fits(step, budget_s - (time.monotonic() - start)):
+                    break
+                self._run(step)
+
+    def _absent(self, cell: Cell) -> list[Cell]:
+        """Finished cells whose weights are needed and were trained elsewhere: run again, their numbers stay."""
+        out: list[Cell] = []
+        for key in cell.needs.values():
+            needed = self.first[key]
+            stage = self._place(key) / "stages" / f"0_{needed.stage}" / "stage.json"
+            if runs.read(stage).get("status") != "finished":
+                out += [*self._absent(needed), needed]
+        return list({c.key: c for c in out}.values())
 
     def _fits(self, cell: Cell, left_s: float) -> bool:
         if left_s <= 0:
@@ -230,7 +242,8 @@ class Runner:
             return
         if record.get("training"):
             self.times.learn(cell.recipe, self.kind, record["training"], time.monotonic() - start if fresh else None)
-        self._record(cell, self._content(cell, folder, record))
+        if self._status(cell) != "finished":
+            self._record(cell, self._content(cell, folder, record))
 
     def _place(self, key: str) -> Path:
         return self.folder / self.first[key].name

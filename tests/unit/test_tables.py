@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ import yaml
 from helpers.command import WAIT_S, segue, write_recipe
 from helpers.fingerprint import fingerprint
 from helpers.recipes import recipe
-from segue.files import read_json
+from segue.files import read_json, write_json
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 sys.path.append(str(BENCHMARKS))
@@ -291,3 +292,21 @@ def test_a_signal_reaches_the_training(tmp_path: Path, monkeypatch: pytest.Monke
     assert code == 75 and signal.getsignal(signal.SIGTERM) == before
     assert (tmp_path / "log").read_text().split()[:3] == ["-m", "segue", "run"]
     assert "--resume" in (tmp_path / "log").read_text()
+
+
+def test_weights_that_are_elsewhere_are_trained_again(table: Path, executed: list[str]) -> None:
+    assert tables.main(options(table)) == 0
+    results = table.parent / "results/tiny.json"
+    stored = read_json(results)
+    whole = stored["cells"]
+    base = next(key for key, cell in whole.items() if cell["stage"] == "first")
+    later = next(key for key, cell in whole.items() if cell["stage"] == "second")
+    weights = fingerprint(Path(whole[later]["run"]))["0_second/weights"]
+    write_json(results, stored | {"cells": {key: cell for key, cell in whole.items() if key != later}})
+    shutil.rmtree(table.parent / "runs")
+    executed.clear()
+    assert tables.main(options(table)) == 0
+    assert len(executed) == 2 and "first" in executed[0] and "second" in executed[1]
+    again = read_json(results)["cells"]
+    assert again[base] == whole[base], "its numbers stay"
+    assert fingerprint(Path(again[later]["run"]))["0_second/weights"] == weights and again[later]["gain"]

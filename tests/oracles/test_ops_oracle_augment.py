@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import colorsys
 import itertools
+import math
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from segue.ops.augment import blur, jitter, published_kernel_side
+from segue.ops.augment import blur, jitter
 
 Pixel = tuple[float, float, float]
+
+
+def published_kernel_side(side_px: int) -> int:
+    """Side of the published dense kernel for an image side: floor(ceil(n/10) - 0.5 + ceil(n/10) mod 2), always odd."""
+    tenth = math.ceil(0.1 * side_px)
+    return math.floor(tenth - 0.5 + tenth % 2)
 
 
 def one_step(rgb: Pixel, k: int, shift: float) -> Pixel:

@@ -18,7 +18,7 @@ from segue.labels import IGNORE, LabelSpace
 from segue.models.base import ModelConfig, Output, SegModel
 from segue.models.classify import classify
 from segue.scoring import score
-from segue.scoring.bootstrap import read_per_image
+from segue.scoring.bootstrap import paired_interval, read_per_image
 from segue.scoring.names import file_of, id_of
 
 SPACE = LabelSpace(
@@ -153,7 +153,7 @@ def test_save_and_paired_bootstrap(tmp_path: Path) -> None:
     assert score.save(result, tmp_path, "scenes:val") == result.to_dict()
     stored = read_per_image(tmp_path / "per_image_scenes_val.npz")
     assert stored.miou(np.ones((1, 7)))[0] == pytest.approx(result.scores().miou)
-    same = score.paired_bootstrap(result, result)
+    same = paired_interval(result.per_image, result.per_image)
     assert same.value == same.low == same.high == 0.0
 
 

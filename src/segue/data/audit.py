@@ -33,6 +33,7 @@ from segue.data.errors import DataError
 from segue.data.images import PNG
 from segue.data.memory_map import MemoryMapDataset
 from segue.data.reference import open_splits
+from segue.data.statistics import histogram
 from segue.data.store import File
 from segue.labels import IGNORE, LabelError
 
@@ -132,7 +133,7 @@ def class_shares(dataset: Dataset, limit: int = COUNTED) -> tuple[list[float], f
     chosen = spread(have, limit)
     count = np.zeros(256, np.int64)
     for index in chosen:
-        count += np.bincount(dataset.read_label(index).ravel(), minlength=256)
+        count += histogram(dataset.read_label(index))
     labelled = int(count[:IGNORE].sum())
     shares = [float(c) / max(labelled, 1) for c in count[: len(dataset.space)]]
     return shares, labelled / max(int(count.sum()), 1), len(chosen)

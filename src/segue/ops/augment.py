@@ -107,9 +107,3 @@ def _taps(sigma: Tensor, radius: int) -> list[Tensor]:
     kernel = torch.exp(-0.5 * (distance / sigma[:, None]) ** 2)
     kernel = kernel / (2 * kernel.sum(1, keepdim=True) - kernel[:, :1])
     return [tap.view(-1, 1, 1, 1) for tap in kernel.unbind(1)]
-
-
-def published_kernel_side(side_px: int) -> int:
-    """Side of the published dense kernel for an image side: floor(ceil(n/10) - 0.5 + ceil(n/10) mod 2), always odd."""
-    tenth = math.ceil(0.1 * side_px)
-    return math.floor(tenth - 0.5 + tenth % 2)

@@ -29,7 +29,7 @@ from segue.files import replacing, write_json
 from segue.labels import U8, LabelSpace
 from segue.models.base import SegModel
 from segue.models.classify import classify, evaluating, to_input
-from segue.scoring.bootstrap import Interval, paired_interval, write_per_image
+from segue.scoring.bootstrap import write_per_image
 from segue.scoring.calibration import Calibration, Fit, Sample
 from segue.scoring.inference import Answer, ask, together
 from segue.scoring.names import EVEN_FILE, file_of, folder_of, per_image_file
@@ -238,11 +238,6 @@ def _calibration(meters: Sequence[Calibration], measure: Measure, labels: LabelS
         found["after"] = meters[1].to_dict(labels.classes)
         found["fit"] = measure.temperature.to_dict()
     return {"calibration": found}
-
-
-def paired_bootstrap(result_a: Result, result_b: Result, n: int = 1000, seed: int = 0, level: float = 0.9) -> Interval:
-    """Interval of mIoU(b) - mIoU(a) over ``n`` resamples of the images; ``ValueError`` unless these are the same."""
-    return paired_interval(result_a.per_image, result_b.per_image, n, seed, level)
 
 
 def save(result: Result, folder: Path, name: str) -> dict[str, Any]:

@@ -29,6 +29,8 @@ bench: install
 	$(BIN)/python benchmarks/label_map.py
 	$(BIN)/python benchmarks/class_statistics.py
 	$(BIN)/python benchmarks/cache.py
+	$(BIN)/python benchmarks/export.py
+	$(BIN)/python benchmarks/latency.py
 
 lint: install
 	$(BIN)/ruff check .

@@ -33,7 +33,7 @@ def _block(table: Shape, label: str, rows: Sequence[Row]) -> str:
         return f"## {label}\n\nNothing is finished yet."
     sets = list(finished[0]["evaluations"])
     classes = list(finished[0]["evaluations"][sets[0]]["iou"])
-    head = ["stage", f"mIoU {sets[0]}"]
+    head = ["stage", f"mIoU {sets[0]}", "accuracy"]
     head += [f"gain over {table.against}"] if table.against else []
     head += [f"mIoU without {', '.join(table.apart)}"] if table.apart else []
     head += [*classes, *(f"mIoU {name}" for name in sets[1:]), "CPU-s"]
@@ -57,7 +57,7 @@ def _stage(
         status = next((c["status"] for c in cells if c), "missing")
         return [stage, status, *[""] * (width - 2)]
     first = [c["evaluations"][sets[0]] for c in done]
-    row = [stage, _mean([e["miou"] for e in first])]
+    row = [stage, *(_mean([e[key] for e in first]) for key in ("miou", "accuracy"))]
     row += ["; ".join(_gain(c, table.wins_from_points) for c in done)] if table.against else []
     row += [_mean([_without(e["iou"], table.apart) for e in first])] if table.apart else []
     row += [_mean([e["iou"].get(name) for e in first]) for name in classes]

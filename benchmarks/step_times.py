@@ -31,14 +31,19 @@ class StepTimes:
         """Iterations of cells whose length is given in epochs."""
 
     def estimate_s(self, recipe: Recipe, cell: str, device: str) -> float | None:
-        """Wall-clock seconds of a one-stage recipe; None when nothing like it was measured."""
+        """Wall-clock seconds of a one-stage recipe; None when nothing like it was measured.
+
+        A stage that trains nothing counts as its start alone.
+        """
+        if not recipe.stages[0].data:
+            return START_S
         step = self.steps.get(step_key(recipe, device))
         iterations = recipe.train_of(recipe.stages[0]).iterations or self.lengths.get(cell)
         return None if step is None or iterations is None else step["wall_s"] * iterations + step["rest_s"]
 
     def measure(self, recipe: Recipe, cell: str, device: str) -> None:
         """Run a few iterations as ``segue plan`` does, from untrained weights; ``UserError`` when that cannot be."""
-        stage = recipe.stages[0].model_copy(update={"start": None})
+        stage = recipe.stages[0].model_copy(update={"start": None, "pseudo_labels": {}})
         lone = recipe.model_copy(update={"stages": (stage,), "loggers": ()})
         with tempfile.TemporaryDirectory() as scratch:
             (found,) = plan.plan(lone, device=device, out=Path(scratch)).stages

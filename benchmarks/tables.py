@@ -35,7 +35,7 @@ from step_times import FILE, StepTimes
 import segue
 from segue import recipes, runs
 from segue.compare.table import compare
-from segue.config import Recipe, StageConfig
+from segue.config import Recipe
 from segue.errors import Interrupted, UserError
 from segue.files import read_json, write_json, write_text
 from segue.hardware import launch
@@ -121,14 +121,10 @@ def cells_of(table: Table) -> list[Cell]:
             keys: dict[str, str] = {}
             for stage in (s for s in base.stages if s.name in wanted):
                 recipe = base.model_copy(update={"stages": (stage,), "seed": seed})
-                needs = {name: keys[name] for name in _sources(stage) if name in keys}
+                needs = {name: keys[name] for name in stage.sources if name in keys}
                 keys[stage.name] = _key(recipe, needs, table.version)
                 out.append(Cell(block.label, stage.name, seed, keys[stage.name], needs, recipe, block.recipe))
     return out
-
-
-def _sources(stage: StageConfig) -> list[str]:
-    return [*([stage.start] if stage.start else []), *stage.references.values()]
 
 
 def _wanted(recipe: Recipe, block: Block) -> set[str]:
@@ -138,7 +134,7 @@ def _wanted(recipe: Recipe, block: Block) -> set[str]:
             raise UserError(f"{block.label}: recipe {block.recipe} has no stage {name!r}{nearest(name, names)}")
     wanted = set(names if block.stages is None else block.stages)
     for stage in reversed(recipe.stages):
-        wanted |= set(_sources(stage)) & set(names) if stage.name in wanted else set()
+        wanted |= set(stage.sources) & set(names) if stage.name in wanted else set()
     return wanted
 
 
@@ -258,6 +254,8 @@ class Runner:
             block["start"] = folders[str(stage.start)]
         for name, source in stage.references.items():
             block["references"][name] = folders.get(source, source)
+        for stream, given in stage.pseudo_labels.items():
+            block["pseudo_labels"][stream]["models"] = [folders.get(model, model) for model in given.models]
         return recipes.validate(data)
 
     def _content(self, cell: Cell, folder: Path, stage: dict[str, Any]) -> dict[str, Any]:

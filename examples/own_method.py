@@ -17,7 +17,8 @@ from pydantic import Field
 import segue
 from segue.data import scenes
 from segue.methods.base import METHODS, Batches, Method, MethodConfig, Terms
-from segue.ops.losses import CriterionConfig, entropy
+from segue.ops.entropy import entropy
+from segue.ops.losses import CriterionConfig
 
 
 class RampConfig(MethodConfig):

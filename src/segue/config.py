@@ -1,7 +1,7 @@
 """Every setting of a recipe as a typed model.
 
 This module imports no torch: ``segue --help`` and ``segue config`` stay fast. Settings of models and methods live with
-their classes and are checked when the recipe is resolved (``segue.jobs.stages``).
+their classes and are checked when the recipe is resolved (``segue.jobs.checks``).
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from typing import Any, Literal
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from segue.labels import nearest
+from segue.policies import AugmentConfig
+from segue.rounds import written_out
 from segue.settings import Settings, check
 
 Size = tuple[PositiveInt, PositiveInt]
@@ -36,6 +38,9 @@ class DatasetConfig(Settings):
     statistics: Path | None = None
     """Published class statistics for ``rare_class``: ``sample_class_stats.json`` and its kin, or their folder.
     Default: those in ``root``, else the labels are counted once."""
+    labels: Path | None = None
+    """Folder of train-id PNGs with an ``index.json``, as ``segue pseudo-label`` writes them. They replace the data
+    set's own labels in the split that they were made for; other splits keep theirs."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments of a ``python:`` data set."""
 
@@ -76,6 +81,14 @@ class TransformConfig(Settings):
     saturation: float = Field(0.0, ge=0)
     hue: float = Field(0.0, ge=0, le=0.5)
     """Hue shift drawn from [-h, h], in turns."""
+    augment: AugmentConfig | None = None
+    """Strong steps on the window, after the small jitter above (whose draws stay the same) and before padding: the name
+    of a policy (C-S-HF, H-RP-HF, B-GS-R, S-BL-R), or a block with ``steps``. Default: off."""
+
+    @field_validator("augment", mode="before")
+    @classmethod
+    def _policy(cls, value: Any) -> Any:
+        return {"steps": value} if isinstance(value, str) else value
 
 
 class ScheduleConfig(Settings):
@@ -159,18 +172,34 @@ class Mixture(Settings):
     weight: PositiveFloat = 1.0
 
 
+class PseudoLabelConfig(Settings):
+    """How models label images for training (FDA, Yang & Soatto, CVPR 2020, section 3.3; official code)."""
+
+    models: tuple[str, ...] = Field(min_length=1)
+    """Earlier stages, run folders or model files; the mean of their probabilities decides."""
+    quantile: float = Field(0.66, ge=0, le=1)
+    """Share of each class's pixels, from the least confident on, that stays without a label (0.66 in FDA)."""
+    cap: float = Field(0.9, gt=0, le=1)
+    """No class asks for more confidence than this (0.9 in FDA)."""
+
+
 class StageConfig(Settings):
     """One training: a method on named streams, from given weights."""
 
     name: str = Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")
     method: dict[str, Any]
     """Method name, or a block with ``name`` and its settings."""
-    data: dict[str, tuple[Mixture, ...]]
+    data: dict[str, tuple[Mixture, ...]] = Field(default_factory=dict)
     """Stream name -> ``NAME:split``, or a list of ``{data, weight}``."""
     start: str | None = None
     """Name of an earlier stage, or a model file or run folder; default: the model's own start (``model.weights``)."""
     references: dict[str, str] = Field(default_factory=dict)
     """Frozen models of the method: name -> earlier stage or file."""
+    pseudo_labels: dict[str, PseudoLabelConfig] = Field(default_factory=dict)
+    """Stream -> the models that label its images before the stage begins, in the place of labels of its own."""
+    rounds: PositiveInt | None = None
+    """Repeat the stage so often, as NAME_1, NAME_2, …: each round after the first starts from the one before it, which
+    also makes its pseudo-labels. Elsewhere in the recipe NAME then means the last round."""
     role: Literal["source_only", "adapted", "target_supervised"] | None = None
     """Which of the report's three numbers this stage gives."""
     model: dict[str, Any] = Field(default_factory=dict)
@@ -193,6 +222,12 @@ class StageConfig(Settings):
         return {
             stream: [_mixture(v) for v in (row if isinstance(row, list) else [row])] for stream, row in value.items()
         }
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Stages and files whose weights this stage needs, each once."""
+        labelling = (model for given in self.pseudo_labels.values() for model in given.models)
+        return tuple(dict.fromkeys([*([self.start] if self.start else []), *self.references.values(), *labelling]))
 
 
 def _mixture(value: Any) -> Any:
@@ -236,6 +271,11 @@ class Recipe(Settings):
     def _bare_data(cls, value: Any) -> Any:
         return {k: v or {} for k, v in value.items()} if isinstance(value, dict) else value
 
+    @field_validator("stages", mode="before")
+    @classmethod
+    def _rounds(cls, value: Any) -> Any:
+        return written_out(list(value)) if isinstance(value, (list, tuple)) else value
+
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
         seen: list[str] = []
@@ -247,10 +287,10 @@ class Recipe(Settings):
             self.train_of(stage), self.optim_of(stage)
             for stream in (*stage.data, *stage.streams):
                 self.transform_of(stage, stream)
-            if (train := self.train_of(stage)).iterations is None and train.epochs is None:
+            if stage.data and (train := self.train_of(stage)).iterations is None and train.epochs is None:
                 raise ValueError(f"stage {stage.name!r} has no length: set train.iterations or train.epochs")
-            if train.best is not None and train.best not in self.evaluate.data:
-                raise ValueError(f"train.best is {train.best!r}, which is not under evaluate.data")
+            if (best := self.train_of(stage).best) is not None and best not in self.evaluate.data:
+                raise ValueError(f"train.best is {best!r}, which is not under evaluate.data")
             seen.append(stage.name)
         for name in self.evaluate.data:
             self.split_of(name, "evaluate.data")

@@ -1,7 +1,8 @@
-"""Files that are either there whole or not there at all."""
+"""Files that are either there whole or not there at all, and the names of those that belong to an image."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -10,6 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
+
+MAX_NAME = 150  # characters of a file name before it is cut and made unique by a hash
 
 
 @contextmanager
@@ -58,3 +62,16 @@ def finite(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [finite(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def file_of(image_id: str) -> str:
+    """An image id as a file name without suffix: percent-encoded, so that ids with folders stay one name."""
+    text = quote(image_id, safe=" ")
+    if len(text) <= MAX_NAME:
+        return text
+    return f"{text[:MAX_NAME]}~{hashlib.sha256(image_id.encode()).hexdigest()[:12]}"
+
+
+def id_of(file: str) -> str:
+    """What :func:`file_of` was given, or the start of it with an ellipsis when it was too long."""
+    return f"{unquote(file[:MAX_NAME])}…" if "~" in file[MAX_NAME:] else unquote(file)

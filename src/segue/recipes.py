@@ -53,9 +53,11 @@ def portable(recipe: str | Path) -> str:
     names = {file.resolve(): name for name, file in shipped().items()}
 
     def by_name(line: re.Match[str]) -> str:
-        return f"extends: {names.get((path.parent / line[1]).resolve(), line[1])}"
+        given = yaml.safe_load(line[1])
+        found = [names.get((path.parent / base).resolve(), base) for base in _bases(given)]
+        return f"extends: {found if isinstance(given, list) else found[0]}".replace("'", "")
 
-    return re.sub(r"^extends:\s*(\S+)$", by_name, path.read_text("utf-8"), flags=re.MULTILINE)
+    return re.sub(r"^extends:[ ]*(\S.*)$", by_name, path.read_text("utf-8"), flags=re.MULTILINE)
 
 
 def load(
@@ -116,11 +118,15 @@ def _files(path: Path, seen: tuple[Path, ...] = ()) -> Iterator[tuple[str, dict[
     if path in seen:
         raise ConfigError(f"recipes extend each other in a circle: {' -> '.join(p.name for p in (*seen, path))}")
     data = read_yaml(path)
-    base = data.pop("extends", None)
-    if base is not None:
-        below = path.parent / str(base)
-        yield from _files(below if below.is_file() else find(str(base)), (*seen, path))
+    for base in _bases(data.pop("extends", None)):
+        below = path.parent / base
+        yield from _files(below if below.is_file() else find(base), (*seen, path))
     yield str(path), data
+
+
+def _bases(given: Any) -> list[str]:
+    """``extends``: one recipe, or several of which each goes over those before it."""
+    return [str(base) for base in (given if isinstance(given, list) else [] if given is None else [given])]
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from helpers.fingerprint import fingerprint
 from helpers.recipes import recipe
 from segue import checkpoint, recipes, runs
 from segue.hardware import Hardware
-from segue.jobs import stages
+from segue.jobs import build, checks
 from segue.labels import load_space
 from segue.models.build import build_model
 
@@ -57,6 +57,14 @@ RECIPE_FAULTS: dict[str, tuple[list[str], list[str]]] = {
     "unknown view": (["evaluate.views=[classes16]"], ["no view 'classes16'", "known: all"]),
     "no such start": (["stages.second.start=frist"], ["'frist'", "known: ['first', 'second']"]),
     "other model than the start": (["stages.second.model.width=0.25"], ["'second'", "'first'", "another architecture"]),
+    "no such network": (["stages.second.optim.networks.critic.lr=1"], ["'second'", "'critic'", "'model'"]),
+    "no such level": (["stages.second.method={name: minent, levels: {top: 1}}"], ["'second'", "'top'", "out16, out32"]),
+    "labels by nobody": (
+        ["stages.second.pseudo_labels.source.models=[frist]"],
+        ["'second'", "'frist'", "no such path"],
+    ),
+    "labels for nobody": (["stages.second.pseudo_labels.target.models=[first]"], ["'second'", "'target'", "source"]),
+    "rounds of nothing": (["stages.second.rounds=0"], ["stages.1.rounds", "greater than 0"]),
     "not a setting": (["nonsense"], ["'nonsense'", "key=value"]),
     "key inside a value": (["evaluate.data.0.x=1"], ["evaluate.data.0.x", "'city:val'", "no keys"]),
     "no such stage": (["stages.third.name=a"], ["no item 'third'", "first, second"]),
@@ -123,8 +131,8 @@ def test_unknown_recipe_in_a_process_of_its_own(tmp_path: Path) -> None:
 
 def seen_first_at(given: dict[str, Any], iteration: int) -> Path:
     """Target image that the second stage reads at an iteration (six images, two at a time: and not before)."""
-    job = stages.prepare(recipes.load(given), Path("unused"), Hardware(torch.device("cpu")))
-    stream = stages.build_streams(job, job.recipe.stages[1])["target"]
+    job = checks.prepare(recipes.load(given), Path("unused"), Hardware(torch.device("cpu")))
+    stream = build.build_streams(job, job.recipe.stages[1])["target"]
     file = stream.datasets[0].files(stream.places(iteration)[0][0][0])[0]
     return Path(str(file))
 

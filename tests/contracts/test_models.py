@@ -13,6 +13,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from segue.errors import UserError
+from segue.export import Export, export
+from segue.export.graph import Deployed
+from segue.export.session import open_session
+from segue.labels import LabelSpace
 from segue.models.base import MODELS, NORM_TYPES, ModelConfig, Output, SegModel
 from segue.models.build import build_model
 from segue.models.growth import class_dim, convolutions
@@ -340,22 +344,28 @@ def test_deployed_copy_predicts_the_same_with_less(name: str) -> None:
     assert all(p.grad is None for p in model.parameters())
 
 
-class Upsampled(nn.Module):
-    """What an export holds: image in, logits at the image's size out."""
-
-    def __init__(self, model: SegModel) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, x: Tensor) -> Tensor:
-        output: Output = self.model(x)
-        return output.upsample(output.to_classes())
-
-
-def test_deployed_copy_can_be_exported(name: str) -> None:
-    wrapped = Upsampled(randomise_norms(make(name)).deployed()).eval()
-    dynamic = ({0: torch.export.Dim("batch", min=1, max=64)},)
-    program = torch.export.export(wrapped, (image(2, 3, 70, 90),), dynamic_shapes=dynamic).module()
-    other = 1 - image(3, 3, 70, 90)  # another batch size: exporters are known to freeze it
+@pytest.mark.parametrize("size", SIZES)
+def test_deployed_module_answers_as_the_network(name: str, size: tuple[int, int]) -> None:
+    model = randomise_norms(make(name)).eval()
+    model.add_unknown()
+    batch = image(2, 3, *size)
     with torch.no_grad():
-        torch.testing.assert_close(program(other), wrapped(other))
+        output = model(batch)
+        torch.testing.assert_close(Deployed(model)(batch), output.upsample(output.to_classes()))
+
+
+@pytest.mark.slow
+def test_onnx_file_answers_as_the_network(name: str, tmp_path: Path) -> None:
+    model = randomise_norms(make(name)).eval()
+    model.add_unknown()
+    labels = LabelSpace("five", tuple("abcde"), tuple((i, i, i) for i in range(CLASSES)), tuple(range(CLASSES)))
+    export(model, labels, tmp_path / "m.onnx", Export(gives="both", size=(70, 90)))
+    session = open_session(tmp_path / "m.onnx")
+    for size in (*SIZES, (70, 90), (128, 64)):
+        batch = image(3, 3, *size)  # neither this number of images nor this size is that of the export
+        logits, ids = session.run(["logits", "ids"], {"image": batch.numpy()})
+        with torch.no_grad():
+            output = model(batch)
+            wanted = output.upsample(output.to_classes())
+        torch.testing.assert_close(torch.from_numpy(logits), wanted, atol=1e-5, rtol=1e-4)
+        assert (torch.from_numpy(ids) == wanted.argmax(1)).float().mean() > 0.999

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from helpers.fingerprint import fingerprint
-from helpers.recipes import recipe
+from helpers.recipes import recipe, trained_methods
 from segue import checkpoint, recipes
 from segue.jobs import stages
 from segue.jobs.run import run
@@ -55,7 +55,7 @@ def arm(monkeypatch: pytest.MonkeyPatch, point: str, method: str) -> None:
         monkeypatch.setattr(cls, "losses", dying)
     elif point == POINTS[2]:
         calls: list[int] = []
-        once(monkeypatch, score, "evaluate", lambda *a: calls.append(1) is None and len(calls) == 3)
+        once(monkeypatch, score, "measure_models", lambda *a: calls.append(1) is None and len(calls) == 3)
     elif point == POINTS[3]:
         once(monkeypatch, checkpoint.os, "replace", lambda a, b: "second" in str(b) and "00000004" in str(b))
     else:
@@ -78,7 +78,7 @@ def uninterrupted(scene_data: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.mark.parametrize("point", POINTS)
-@pytest.mark.parametrize("method", METHODS.names())
+@pytest.mark.parametrize("method", trained_methods())
 def test_resume_is_exact(
     method: str,
     point: str,
@@ -96,7 +96,7 @@ def test_resume_is_exact(
     assert fingerprint(tmp_path) == uninterrupted(method)
 
 
-@pytest.mark.parametrize("method", METHODS.names())
+@pytest.mark.parametrize("method", trained_methods())
 def test_resume_with_workers_is_exact(
     method: str,
     scene_data: Path,

@@ -8,6 +8,11 @@ from typing import Any
 from segue.methods.base import METHODS
 
 
+def trained_methods() -> list[str]:
+    """Registered methods that train; the others only choose what is scored."""
+    return [name for name in METHODS.names() if METHODS.get(name).trains]
+
+
 def recipe(data: Path, method: str = "supervised", **train: Any) -> dict[str, Any]:
     """Two stages: a short supervised one, then ``method`` from its weights."""
     needs = METHODS.get(method).needs

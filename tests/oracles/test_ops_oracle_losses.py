@@ -12,7 +12,8 @@ from torch import Tensor
 
 from segue.models.base import Head, Output
 from segue.ops.detail import detail_loss, detail_target
-from segue.ops.losses import CriterionConfig, entropy, pixel_losses, robust_entropy, segmentation
+from segue.ops.entropy import entropy, robust_entropy
+from segue.ops.losses import CriterionConfig, pixel_losses, segmentation
 from segue.ops.resize import bilinear
 
 

@@ -54,6 +54,7 @@ def stage(
             "status": "finished",
             "checkpoint": "last",
             "evaluations": {data: total.scores(SPACE).to_dict() | {"num_images": IMAGES}},
+            "scoring": {data: {"cpu_s": 3.0, "wall_s": 2.5}, "elsewhere": {"cpu_s": 9.0, "wall_s": 9.0}},
             "training": {
                 "iterations": 50,
                 "cpu_s": 40.0,
@@ -93,7 +94,8 @@ def test_rows_of_one_run(pair: Path) -> None:
     assert found.data == TARGET and not found.differ and not found.notes
     assert [(x.entry.stage, x.entry.role) for x in found.lines] == [("source", "source_only"), ("adapt", "adapted")]
     assert [x.miou.mean for x in found.lines] == [miou(pair, "0_source"), miou(pair, "1_adapt")]
-    assert found.lines[0].time == {"cpu_s_per_100": 80.0, "wall_s_per_100": 50.0, "wall_s_per_epoch": 15.0}
+    training = {"cpu_s_per_100": 80.0, "wall_s_per_100": 50.0, "wall_s_per_epoch": 15.0}
+    assert found.lines[0].time == training | {"wall_s_scoring": 2.5}
     assert found.lines[0].gain is None
 
 

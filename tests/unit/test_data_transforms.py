@@ -12,8 +12,9 @@ from torchvision.transforms.v2 import functional as oracle
 from helpers.miniatures import picture
 from segue.config import RareClassConfig, TransformConfig
 from segue.data import transforms
+from segue.data.augment import FILL
 from segue.data.images import resize_image, resize_label
-from segue.data.transforms import FILL, Window, apply, choose_window, colour, cut, draws
+from segue.data.transforms import Window, apply, choose_window, colour, cut, draws
 from segue.labels import IGNORE
 from segue.ops.keys import generator
 

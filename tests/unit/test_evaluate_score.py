@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from segue.data.errors import DataError
 from segue.errors import UserError
+from segue.files import file_of, id_of
 from segue.labels import IGNORE, LabelSpace
 from segue.models.base import ModelConfig, Output, SegModel
 from segue.models.classify import classify
 from segue.scoring import score
 from segue.scoring.bootstrap import paired_interval, read_per_image
-from segue.scoring.names import file_of, id_of
 
 SPACE = LabelSpace(
     "four", ("a", "b", "c", "d"), ((9, 9, 9), (200, 0, 0), (0, 200, 0), (0, 0, 200)), (7, 8, 11, 12), {"ab": ("a", "b")}
@@ -159,7 +159,7 @@ def test_save_and_paired_bootstrap(tmp_path: Path) -> None:
 
 def test_samples_are_thumbnails_shared_and_per_stage(tmp_path: Path) -> None:
     stage = tmp_path / "stages" / "0_s"
-    ids = score.save_samples(Brightness(), Scenes(), SPACE, tmp_path, stage, "scenes:val", count=2, ids=["drive/03"])
+    ids = score.save_samples([Brightness()], Scenes(), SPACE, tmp_path, stage, "scenes:val", count=2, ids=["drive/03"])
     assert ids == ["drive/01", "drive/05", "drive/03"]
     name = file_of("drive/03")
     assert sorted(p.name for p in (tmp_path / "samples" / "scenes_val").iterdir())[0] == "drive%2F01_image.jpg"
@@ -168,7 +168,7 @@ def test_samples_are_thumbnails_shared_and_per_stage(tmp_path: Path) -> None:
         predicted = np.asarray(image)
     assert set(np.unique(predicted)) <= {0, 1, 2, 3}
     without = Scenes(labelled=False)
-    score.save_samples(Brightness(), without, SPACE, tmp_path / "b", tmp_path / "b/s", "t", count=1)
+    score.save_samples([Brightness()], without, SPACE, tmp_path / "b", tmp_path / "b/s", "t", count=1)
     assert [p.suffix for p in (tmp_path / "b" / "samples" / "t").glob("*e*.[jp]*g")] == [".jpg"]
 
 

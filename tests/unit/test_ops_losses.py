@@ -12,7 +12,8 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from segue.models.base import Head, Output
-from segue.ops.losses import CriterionConfig, robust_entropy, segmentation
+from segue.ops.entropy import robust_entropy
+from segue.ops.losses import CriterionConfig, segmentation
 
 NAMES = ("cross_entropy", "focal", "ohem")
 

@@ -102,6 +102,41 @@ def test_unreadable_recipe(tmp_path: Path, text: str) -> None:
         recipes.load(path)
 
 
+def test_several_bases(tmp_path: Path) -> None:
+    """Each base goes over those before it, the file over all of them."""
+    (tmp_path / "roots.yaml").write_text("data: {game: {root: /there}}\ntrain: {batch_size: 2}\nname: roots\n")
+    child = tmp_path / "child.yaml"
+    child.write_text("extends: [demo, roots.yaml]  # the site\nname: child\n")
+    found = recipes.load(child, environment={})
+    assert (found.name, found.train.batch_size, str(found.data["game"].root)) == ("child", 2, "/there")
+    assert found.stages == recipes.load("demo", environment={}).stages
+    assert "extends: [demo, roots.yaml]" in recipes.portable(child)
+
+
+def test_rounds_are_written_out() -> None:
+    data = yaml.safe_load(recipes.find("adapt/realtime/pseudo_labels").read_text())
+    labels = {"models": ["fda_beta01"], "quantile": 0.5}
+    stages = [*data["stages"][:1], {**data["stages"][-1], "rounds": 3, "pseudo_labels": {"target": labels}}]
+    stages.append({"name": "scored", "method": "evaluation", "references": {"model": "round"}, "role": "source_only"})
+    found = recipes.load(
+        {
+            **recipes.collect("demo")[0],
+            "data": {"gta5": {}, "cityscapes": {}},
+            "stages": stages,
+            "evaluate": {"data": ["cityscapes:val"]},
+        },
+        environment={},
+    )
+    rounds = found.stages[1:-1]
+    assert [s.name for s in rounds] == ["round_1", "round_2", "round_3"]
+    assert [s.start for s in rounds] == [None, "round_1", "round_2"]
+    assert [s.pseudo_labels["target"].models for s in rounds] == [("fda_beta01",), ("round_1",), ("round_2",)]
+    assert {s.pseudo_labels["target"].quantile for s in rounds} == {0.5}
+    assert [s.role for s in rounds] == [None, None, "adapted"]
+    assert found.stages[-1].references == {"model": "round_3"}
+    assert recipes.validate(yaml.safe_load(recipes.to_yaml(found))) == found, "what is written runs to the same"
+
+
 def test_circle_and_missing(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("extends: b.yaml\n")
     (tmp_path / "b.yaml").write_text("extends: a.yaml\n")

@@ -15,11 +15,11 @@ from PIL import Image
 
 from segue import report
 from segue.errors import UserError
-from segue.files import write_json
+from segue.files import file_of, write_json
 from segue.labels import LabelSpace, load_space
 from segue.scoring.bootstrap import PerImage, write_per_image
 from segue.scoring.matrix import Confusion
-from segue.scoring.names import file_of, folder_of, per_image_file
+from segue.scoring.names import folder_of, per_image_file
 
 TARGET = "city:val"
 ROLES = {"source_only": "source", "adapted": "adapt", "target_supervised": "oracle"}

@@ -190,7 +190,7 @@ def test_the_table_as_markdown() -> None:
     given = tables.Table(title="T", blocks=({"recipe": "r", "label": "L"},), against="a", wins_from_points=3)  # type: ignore[arg-type]
 
     def cell(miou: float, gain: float | None = None, low: float = 0.01) -> dict[str, Any]:
-        scores = {"miou": miou, "iou": {"road": miou, "sky": None}}
+        scores = {"miou": miou, "accuracy": miou + 0.1, "iou": {"road": miou, "sky": None}}
         found = None if gain is None else {"value": gain, "low": low, "high": 2 * gain, "level": 0.9}
         return {"status": "finished", "evaluations": {"v": scores}, "gain": found, "cpu_s": 10.0, "training": None} | {
             "checkpoint": "last",
@@ -199,8 +199,8 @@ def test_the_table_as_markdown() -> None:
 
     rows = [("L", "a", 0, cell(0.4)), ("L", "b", 0, cell(0.5, 0.1)), ("L", "b", 1, cell(0.6, 0.02))]
     text = tables.markdown(given, [*rows, ("L", "c", 0, {}), ("L", "d", 0, {"status": "failed", "message": "no disk"})])
-    assert "| a | 40.0 |  | 40.0 | absent | 10 |" in text
-    assert "| b | 55.0 ± 7.1 | **+10.0 [1.0, 20.0]**; +2.0 [1.0, 4.0] | 55.0 ± 7.1 | absent | 20 |" in text
+    assert "| a | 40.0 | 50.0 |  | 40.0 | absent | 10 |" in text
+    assert "| b | 55.0 ± 7.1 | 65.0 ± 7.1 | **+10.0 [1.0, 20.0]**; +2.0 [1.0, 4.0] | 55.0 ± 7.1 | absent | 20 |" in text
     assert "| c | missing |" in text and "| d | failed |" in text and "no disk" in text
 
 

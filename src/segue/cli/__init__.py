@@ -12,16 +12,19 @@ from typing import Annotated, Any
 import typer
 
 from segue import recipes
-from segue.cli import compare, config, convert, data, doctor, evaluate, plan, predict, tune
+from segue.cli import bench, compare, config, convert, data, doctor, evaluate, export, plan, predict, pseudo_label, tune
 from segue.cli.options import Device, Overrides
 from segue.errors import DISK_FULL, Interrupted, UserError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+app.add_typer(bench.app, name="bench")
 app.add_typer(config.app, name="config")
 app.add_typer(data.app, name="data")
 app.command()(convert.convert)
 app.command()(evaluate.evaluate)
+app.command()(export.export)
 app.command()(predict.predict)
+app.command("pseudo-label")(pseudo_label.pseudo_label)
 app.command()(plan.plan)
 app.command()(compare.compare)
 app.command()(doctor.doctor)

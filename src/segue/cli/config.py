@@ -50,7 +50,7 @@ def _leaves(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
 def validate(recipe: str, overrides: Overrides = None) -> None:
     """Check a recipe; exit code 2 and every fault if it is wrong."""
     given = recipes.load(recipe, overrides or [])
-    from segue.jobs.stages import check_settings
+    from segue.jobs.checks import check_settings
 
     check_settings(given)
     print(f"{recipe}: {len(given.stages)} stages, no faults")

@@ -80,8 +80,7 @@ def _row(line: Line) -> dict[str, Any]:
         "accuracy": points(line.accuracy.mean),
         "gain": show.gain(line),
         "seeds": len(line.evaluations),
-        "per_100": show.seconds(line.time["wall_s_per_100"]),
-        "per_epoch": show.seconds(line.time["wall_s_per_epoch"]),
+        "times": [show.seconds(line.time[key]) for key in show.TIMES.values()],
         "conditions": ", ".join(line.conditions[k] for k in ("protocol", "view", "checkpoint")),
         "images": line.conditions["images"],
     }

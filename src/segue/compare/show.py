@@ -17,6 +17,8 @@ from segue.report.verdict import percent, points
 LOG_COLUMNS = 160
 """Width where there is no terminal to ask, so that a log keeps whole rows."""
 CLASS_COLUMNS = 8
+TIMES = {"100 it": "wall_s_per_100", "epoch": "wall_s_per_epoch", "scoring": "wall_s_scoring"}
+"""Columns of wall-clock seconds."""
 
 
 def text(found: Comparison) -> None:
@@ -86,12 +88,12 @@ def class_score(line: Line, name: str) -> str:
 
 def _summary(found: Comparison) -> Table:
     table = Table(title=f"mIoU on {found.data}", title_justify="left")
-    for name in ("#", "run", "stage", "method", "mIoU", "accuracy", "gain", "seeds", "100 it", "epoch"):
-        right = name in ("#", "accuracy", "seeds", "100 it", "epoch")
+    for name in ("#", "run", "stage", "method", "mIoU", "accuracy", "gain", "seeds", *TIMES):
+        right = name in ("#", "accuracy", "seeds", *TIMES)
         table.add_column(name, justify="right" if right else "left", no_wrap=name != "gain", overflow="fold")
     for x in found.lines:
         stage = f"{x.entry.stage} ({ROLE_NAMES[x.entry.role]})" if x.entry.role else x.entry.stage
-        time = (seconds(x.time["wall_s_per_100"]), seconds(x.time["wall_s_per_epoch"]))
+        time = [seconds(x.time[key]) for key in TIMES.values()]
         row = (x.entry.run, stage, x.method, score(x.miou), points(x.accuracy.mean), gain(x))
         table.add_row(str(x.number), *map(_plain, row), str(len(x.evaluations)), *time)
     return table

@@ -80,7 +80,8 @@ class Line:
     conditions: dict[str, str]
     """By name of ``CONDITIONS``; what differs between seeds is joined by " / "."""
     time: dict[str, float]
-    """``cpu_s_per_100``, ``wall_s_per_100``, ``wall_s_per_epoch``: of iterations alone, mean over seeds."""
+    """``cpu_s_per_100``, ``wall_s_per_100``, ``wall_s_per_epoch``: of iterations alone; ``wall_s_scoring``: of scoring
+    ``data`` once. Means over seeds."""
     device: str
     gain: Gain | None = None
 
@@ -153,7 +154,7 @@ def _line(index: int, entry: Entry, data: str) -> Line:
             "images": _either(str(e.num_images) for e in values),
             "classes": _either(", ".join(e.iou) for e in values),
         },
-        time=_time(stages),
+        time=_time(stages) | {"wall_s_scoring": Spread.of(_scoring_s(s, data) for s in stages).mean},
         device=_either(_device(s) for s in stages if _device(s)),
     )
 
@@ -170,6 +171,12 @@ def _training(stage: Stage) -> Mapping[str, object]:
 def _device(stage: Stage) -> str:
     given = _training(stage)
     return f"{given['device']}, {given.get('threads')} threads" if "device" in given else ""
+
+
+def _scoring_s(stage: Stage, data: str) -> float:
+    costs = stage.info.get("scoring")
+    cost = costs.get(data) if isinstance(costs, dict) else None
+    return number(cost.get("wall_s")) if isinstance(cost, dict) else NAN
 
 
 def _time(stages: Sequence[Stage]) -> dict[str, float]:

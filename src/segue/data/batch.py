@@ -15,7 +15,9 @@ class Meta:
 
     ``uid`` counts the samples of a stream since the start of the stage (the key of all its random draws), ``id`` names
     the image inside its data set, ``file_size`` is (height, width) of the image file in pixels, ``geometry`` the
-    transform that was applied, enough to map results back to the file.
+    transform that was applied, enough to map results back to the file: the 3x3 matrix ``warp``, where
+    there is one, takes a pixel (x, y, 1) of the sample to its place before the augmentation block, and the window's
+    corner, size and flip lead on to the file.
     """
 
     uid: int

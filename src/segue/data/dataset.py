@@ -50,6 +50,7 @@ class Dataset:
         self.space = space
         self.ids = list(ids)
         self.size = size
+        self.split = ""
         self.labelled = False
         self.unlabelled_ids: list[str] = []
         self.coverage: Coverage | None = None
@@ -141,11 +142,11 @@ class FolderDataset(Dataset):
         self, name: str, root: Path, spec: DatasetSpec, split: str, config: DatasetConfig, space: LabelSpace
     ) -> None:
         self.store = Store(root)
-        self.split = split
         part = spec.split(split)
         patterns = [Pattern(p, part.folder or "") for p in _listed(part.image)]
         self._images, self._listed_labels, ids = _find_images(self.store, patterns, part)
         super().__init__(name, space, choose(ids, config), config.size)
+        self.split = split
         absent = [i for i in select(ids, config.include, config.exclude) if i not in self._images]
         if absent:
             raise DataError(
@@ -248,8 +249,13 @@ def open_dataset(name: str, config: DatasetConfig, split: str, space: LabelSpace
 
     ``space`` None: the data set's own. Root: ``config.root``, else the YAML's folder, else the data set's environment
     variable, ``$SEGUE_DATA/NAME``, ``$IFN_DIR_DATASET/NAME``, ``./data/NAME``, ``./datasets/data/NAME``, each a folder
-    or ``NAME.zip``. ``DataError`` when the folder, the split or every image is missing, or the YAML is wrong.
+    or ``NAME.zip``. ``config.labels`` take the place of its own (:mod:`segue.data.relabelled`). ``DataError`` when the
+    folder, the split or every image is missing, or the YAML is wrong.
     """
+    if config.labels is not None:
+        from segue.data.relabelled import relabelled
+
+        return relabelled(open_dataset(name, config.model_copy(update={"labels": None}), split, space), config.labels)
     reference = config.dataset or name
     if reference.startswith(PYTHON):
         from segue.data.python_dataset import PythonDataset

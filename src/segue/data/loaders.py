@@ -170,7 +170,7 @@ class _Samples(TorchDataset[Any]):
         except DataError as error:
             # As text: torch would wrap an exception into one with the worker's traceback in its message.
             return str(error)
-        geometry = {**item.window.to_dict(), "file": dataset.describe(index)}
+        geometry = {**item.geometry(), "file": dataset.describe(index)}
         if wanted is not None:
             geometry["rare_class"] = wanted
         return item, Meta(uid, dataset.ids[index], dataset.name, item.window.file_size, geometry)

@@ -84,6 +84,7 @@ class MemoryMapDataset(Dataset):
             raise DataError(f"data set {name!r} has no split {split!r}{nearest(split, list(index.splits))}")
         part = index.splits[split]
         super().__init__(name, space, choose(part.ids, config), config.size)
+        self.split = split
         if not self.ids:
             raise DataError(
                 f"data set {name!r}: none of its {len(part.ids)} images of split {split!r} is left by "

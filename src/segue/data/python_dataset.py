@@ -40,6 +40,7 @@ class PythonDataset(Dataset):
         width = max(6, len(str(len(self._inner))))
         all_ids = [f"{i:0{width}d}" for i in range(len(self._inner))]
         super().__init__(name, space, choose(all_ids, config), config.size)
+        self.split = split
         if not self.ids:
             raise DataError(f"data set {name!r}: {reference} has no images left in split {split!r}")
         self._indices = [int(i) for i in self.ids]

@@ -1,4 +1,8 @@
-"""What happens to a training sample on the CPU: size, scale, crop, flip, colour, padding, in this order.
+"""What happens to a training sample on the CPU: size, scale, crop, flip, colour, augmentation, padding, in this order.
+
+``flip`` and the colour settings are the small jitter that nearly every recipe has; ``augment`` is a block of strong
+steps on top of it (``segue.data.augment``). It sees the window alone: no padding moves into the picture, and a window
+that was chosen for its classes may lose some of them to a rotation.
 
 Every draw is one number of a fixed list that comes from ``segue.ops.keys.generator(seed, stage, stream, uid)``: a
 sample depends on its key only, and switching one setting on does not change what the others draw.
@@ -18,13 +22,11 @@ import numpy.typing as npt
 import torch
 
 from segue.config import TransformConfig
+from segue.data.augment import GREY, NUMBERS, Matrix, augment, blank, turn_hue
 from segue.data.images import Size, nearest_index
 from segue.data.statistics import histogram
 from segue.labels import IGNORE, U8
 from segue.ops.keys import generator
-
-FILL = (124, 116, 104)
-"""Colour of padding: the ImageNet mean, 0 after the usual normalisation. Such pixels enter no loss."""
 
 REDRAWS = 10
 """A crop is redrawn at most this often, then the next one is used (mmseg, DAFormer)."""
@@ -34,7 +36,7 @@ _CROP_AREA = 2 * 512**2
 
 _MOST_TRIES = 100
 _SCALE, _FLIP, _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE, _CROPS = range(7)
-_GREY = np.array([0.299, 0.587, 0.114])
+_AUGMENT = _CROPS + 2 * (_MOST_TRIES + 1)
 
 Draws = npt.NDArray[np.float64]
 
@@ -72,17 +74,25 @@ class Window:
 
 @dataclass(frozen=True)
 class Item:
-    """A sample ready to be stacked: image (H, W, 3) uint8, label (H, W) uint8, pixel (H, W) bool (None = all true)."""
+    """A sample ready to be stacked: image (H, W, 3) uint8, label (H, W) uint8, pixel (H, W) bool (None = all true).
+
+    ``warp``: the matrix of :func:`segue.data.augment.warp` from the sample to the window, None where they agree.
+    """
 
     image: U8
     label: U8 | None
     pixel: npt.NDArray[np.bool_] | None
     window: Window
+    warp: Matrix | None = None
+
+    def geometry(self) -> dict[str, Any]:
+        """``Meta.geometry``: that of the window and, when there is one, ``warp`` as three rows of three numbers."""
+        return self.window.to_dict() | ({} if self.warp is None else {"warp": self.warp.tolist()})
 
 
 def draws(*key: int | str) -> Draws:
     """The uniform numbers in [0, 1) of one sample, from its key (seed, stage, stream, uid)."""
-    out: Draws = torch.rand(_CROPS + 2 * (_MOST_TRIES + 1), generator=generator(*key), dtype=torch.float64).numpy()
+    out: Draws = torch.rand(_AUGMENT + NUMBERS, generator=generator(*key), dtype=torch.float64).numpy()
     return out
 
 
@@ -104,19 +114,21 @@ def apply(
     if config.brightness or config.contrast or config.saturation or config.hue:
         picture = colour(picture, config, numbers)
     part = None if label is None else label.take(window.rows(), 0).take(window.columns(), 1)
+    shown, warp = None, None
+    if config.augment is not None:
+        picture, part, shown, warp = augment(picture, part, config.augment, numbers[_AUGMENT:])
     if config.crop is None or (window.height, window.width) == tuple(config.crop):
-        return Item(picture, part, None, window)
+        return Item(picture, part, shown, window, warp)
     height, width = config.crop
-    padded = np.empty((height, width, 3), np.uint8)
-    padded[:] = FILL
+    padded = blank(height, width)
     padded[: window.height, : window.width] = picture
     pixel = np.zeros((height, width), np.bool_)
-    pixel[: window.height, : window.width] = True
+    pixel[: window.height, : window.width] = True if shown is None else shown
     if part is not None:
         full = np.full((height, width), IGNORE, np.uint8)
         full[: window.height, : window.width] = part
         part = full
-    return Item(padded, part, pixel, window)
+    return Item(padded, part, pixel, window, warp)
 
 
 def choose_window(
@@ -183,17 +195,12 @@ def colour(image: U8, config: TransformConfig, numbers: Draws) -> U8:
     saturation = _factor(config.saturation, numbers[_SATURATION])
     image = np.ascontiguousarray(image)
     if (brightness, contrast, saturation) != (1.0, 1.0, 1.0):
-        grey = brightness * float(_GREY @ np.array(cv2.mean(image)[:3]))
+        grey = brightness * float(GREY @ np.array(cv2.mean(image)[:3]))
         matrix = np.empty((3, 4))
-        matrix[:, :3] = contrast * brightness * (saturation * np.eye(3) + (1 - saturation) * _GREY)
+        matrix[:, :3] = contrast * brightness * (saturation * np.eye(3) + (1 - saturation) * GREY)
         matrix[:, 3] = (1 - contrast) * grey
         image = np.asarray(cv2.transform(image, matrix), np.uint8)
-    steps = round((2 * float(numbers[_HUE]) - 1) * config.hue * 256) % 256
-    if steps:
-        turned = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)
-        turned[:, :, 0] += np.uint8(steps)
-        image = np.asarray(cv2.cvtColor(turned, cv2.COLOR_HSV2RGB_FULL), np.uint8)
-    return image
+    return turn_hue(image, (2 * float(numbers[_HUE]) - 1) * config.hue)
 
 
 def _factor(spread: float, number: float) -> float:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,11 @@ from segue.data.statistics import known_class_pixels
 from segue.data.subset import Subset
 from segue.engine import Place, fit
 from segue.hardware import launch
-from segue.jobs import stages
+from segue.jobs.build import Job, build_method, build_streams, model_config
+from segue.jobs.checks import prepare
 from segue.jobs.cost import Cost, now
 from segue.methods.base import Method
+from segue.models.base import SegModel
 from segue.scoring import score
 
 WARM_UP = 2
@@ -46,6 +48,9 @@ class Trial:
     parameters: int
     trainable: int
     iterations_per_epoch: float
+    """0 where nothing is trained."""
+    scored: int
+    """Networks that are scored together."""
     iteration: Cost = NOTHING
     checkpoint: Cost = NOTHING
     checkpoint_gb: float = 0.0
@@ -65,6 +70,7 @@ class StagePlan:
     trainable: int
     iteration: Cost
     training: Cost
+    """With the pseudo-labels that are made before it."""
     scoring: Cost
     disk_gb: float
 
@@ -118,7 +124,7 @@ def plan(recipe: Recipe, *, device: str = "auto", seeds: int = 1, out: Path = Pa
         torch.set_num_threads(recipe.threads)
     hardware = launch(device)
     with tempfile.TemporaryDirectory(prefix="segue-plan-") as scratch:
-        job = stages.prepare(recipe, Path(scratch), hardware)
+        job = prepare(recipe, Path(scratch), hardware)
         trials: dict[str, Trial] = {}
         planned = []
         for stage in recipe.stages:
@@ -153,11 +159,12 @@ def faults(found: Plan) -> list[str]:
     return out
 
 
-def _kind(job: stages.Job, stage: StageConfig) -> str:
+def _kind(job: Job, stage: StageConfig) -> str:
     """Stages of one kind cost the same: they differ in nothing but name, start, role and length."""
     train = job.recipe.train_of(stage).model_dump(exclude={"iterations", "epochs"})
     sizes = {text: job.recipe.data[text.partition(":")[0]].size for row in stage.data.values() for text in _names(row)}
-    settings = (stages.model_config(job.recipe, stage), stage.method, stage.transform, stage.streams, train, sizes)
+    networks = (model_config(job.recipe, stage), len(stage.references))
+    settings = (networks, stage.method, stage.transform, stage.streams, train, sizes)
     return repr((settings, {name: _names(row) for name, row in stage.data.items()}))
 
 
@@ -165,23 +172,33 @@ def _names(row: Any) -> list[str]:
     return [mixture.data for mixture in row]
 
 
-def _measure(job: stages.Job, stage: StageConfig, folder: Path, trial: bool) -> Trial:
+def _measure(job: Job, stage: StageConfig, folder: Path, trial: bool) -> Trial:
     """Sizes of a stage's networks and, with ``trial``, what it costs."""
-    method = stages.build_method(job, stage, trained=False)
-    streams = stages.build_streams(job, stage)
-    networks = method.networks().values()
+    method = build_method(job, stage, trained=False)
+    streams = build_streams(job, stage, trained=False)
+    networks = method.networks().values() if method.trains else ()
     sizes = Trial(
-        parameters=sum(p.numel() for p in method.predictor().parameters()),
+        parameters=sum(p.numel() for model in method.scored() for p in model.parameters()),
         trainable=sum(p.numel() for n in networks for p in n.parameters() if p.requires_grad),
-        iterations_per_epoch=streams[next(iter(streams))].iterations_per_epoch,
+        iterations_per_epoch=next((s.iterations_per_epoch for s in streams.values()), 0),
+        scored=len(method.scored()),
     )
     return _try(job, stage, method, streams, folder, sizes) if trial else sizes
 
 
 def _try(
-    job: stages.Job, stage: StageConfig, method: Method, streams: Mapping[str, Stream], folder: Path, sizes: Trial
+    job: Job, stage: StageConfig, method: Method, streams: Mapping[str, Stream], folder: Path, sizes: Trial
 ) -> Trial:
     """Train a few iterations, store one checkpoint, score a few images."""
+    if method.trains:
+        sizes = _try_training(job, stage, method, streams, folder, sizes)
+    scoring = {text: _try_scoring(job, method.scored(), text) for text in job.recipe.evaluate.data}
+    return replace(sizes, scoring=scoring)
+
+
+def _try_training(
+    job: Job, stage: StageConfig, method: Method, streams: Mapping[str, Stream], folder: Path, sizes: Trial
+) -> Trial:
     clock = [now(job.hardware.device)]
     place = Place(
         folder=folder,
@@ -198,37 +215,35 @@ def _try(
     )
     fit(method, streams, short, job.recipe.optim_of(stage), place, resume=False)
     end = now(job.hardware.device)
-    model = method.predictor()
     files = [p for p in (folder / "checkpoints").rglob("*") if p.is_file()]
     return replace(
         sizes,
         iteration=(clock[TRIAL] - clock[WARM_UP]) * (1 / (TRIAL - WARM_UP)),
         checkpoint=end - clock[TRIAL],
         checkpoint_gb=sum(p.stat().st_size for p in files) / 1e9,
-        scoring={text: _try_scoring(job, model, text) for text in job.recipe.evaluate.data},
     )
 
 
-def _try_scoring(job: stages.Job, model: Any, text: str) -> Cost:
+def _try_scoring(job: Job, models: Sequence[SegModel], text: str) -> Cost:
     few = Subset(job.dataset(text, "evaluate.data"), count=SCORED + 1)
     clock: list[Cost] = []
     batch = job.recipe.evaluate.batch_size
-    score.evaluate(
-        model,
+    score.measure_models(
+        models,
         few,
         job.labels,
+        score.Measure(job.recipe.evaluate.views),
         device=job.hardware.device,
         batch_size=min(batch, SCORED),
-        views=job.recipe.evaluate.views,
         progress=lambda done, total: clock.append(now(job.hardware.device)),
     )
     images = len(few.ids) - min(batch, SCORED)
     return (clock[-1] - clock[0]) * (1 / images) if len(clock) > 1 else NOTHING
 
 
-def _stage_plan(job: stages.Job, stage: StageConfig, trial: Trial) -> StagePlan:
-    train = job.recipe.train_of(stage)
-    iterations = train.iterations or math.ceil((train.epochs or 1) * trial.iterations_per_epoch)
+def _stage_plan(job: Job, stage: StageConfig, trial: Trial) -> StagePlan:
+    train, per_epoch = job.recipe.train_of(stage), trial.iterations_per_epoch
+    iterations = (train.iterations or math.ceil((train.epochs or 1) * per_epoch)) if per_epoch else 0
     passes = 1 + (iterations // train.evaluate_every if train.evaluate_every else 0)
     images = {text: len(job.dataset(text, "evaluate.data").ids) for text in trial.scoring}
     once = sum((cost * images[text] for text, cost in trial.scoring.items()), NOTHING)
@@ -238,17 +253,27 @@ def _stage_plan(job: stages.Job, stage: StageConfig, trial: Trial) -> StagePlan:
         name=stage.name,
         method=str(stage.method["name"]),
         iterations=iterations,
-        epochs=iterations / trial.iterations_per_epoch,
+        epochs=iterations / per_epoch if per_epoch else 0.0,
         parameters=trial.parameters,
         trainable=trial.trainable,
         iteration=trial.iteration,
-        training=trial.iteration * iterations + trial.checkpoint * saves,
+        training=trial.iteration * iterations + trial.checkpoint * saves + _labelling(job, stage, trial),
         scoring=once * passes,
         disk_gb=trial.checkpoint_gb * kept,
     )
 
 
-def _data_plan(job: stages.Job, name: str) -> DataPlan:
+def _labelling(job: Job, stage: StageConfig, trial: Trial) -> Cost:
+    """Pseudo-labels cost what scoring as many images with as many networks does."""
+    total = NOTHING
+    for stream, given in stage.pseudo_labels.items():
+        for once in list(trial.scoring.values())[:1]:
+            images = sum(len(job.dataset(m.data, stage.name)) for m in stage.data[stream])
+            total += once * (images * len(given.models) / trial.scored)
+    return total
+
+
+def _data_plan(job: Job, name: str) -> DataPlan:
     dataset = job.datasets[name]
     shares, counted = _shares(dataset, job.recipe.data[name.partition(":")[0]])
     return DataPlan(
@@ -271,11 +296,11 @@ def _shares(dataset: Dataset, config: DatasetConfig) -> tuple[list[float], int]:
     return (total / max(1, total.sum())).tolist(), len(dataset) - len(dataset.unlabelled_ids) if dataset.labelled else 0
 
 
-def _depends_on_devices(job: stages.Job) -> list[str]:
+def _depends_on_devices(job: Job) -> list[str]:
     """Which results change with the number of devices, and what would keep them."""
     out = []
     for stage in job.recipe.stages:
-        model = stages.model_config(job.recipe, stage)
+        model = model_config(job.recipe, stage)
         if model.get("norm", "train") in ("train", "stats_only"):
             out.append(
                 f"stage {stage.name!r}: batch norm sees the images of one device "

@@ -20,6 +20,7 @@ from segue.errors import Interrupted, UserError
 from segue.files import write_json, write_text
 from segue.hardware import launch
 from segue.jobs import stages
+from segue.jobs.checks import prepare
 from segue.labels import load_space
 from segue.recipes import collect, read_yaml, to_yaml, validate
 
@@ -61,7 +62,7 @@ def run(
     folders = {seed: folder if len(wanted) == 1 else folder / f"seed_{seed}" for seed in wanted}
     recipes = {seed: recipe.model_copy(update={"seed": seed}) for seed in wanted}
     with _unused_is_removed(folder) if given is None and hardware.rank == 0 else nullcontext():
-        jobs = {seed: stages.prepare(recipes[seed], folders[seed], hardware) for seed in wanted}
+        jobs = {seed: prepare(recipes[seed], folders[seed], hardware) for seed in wanted}
     if hardware.rank == 0:
         _open(folder, recipe, wanted, resume)
     with _kept_whole(folder) if hardware.rank == 0 else nullcontext():

@@ -25,7 +25,7 @@ from segue.config import Recipe, StageConfig
 from segue.errors import Interrupted, UserError
 from segue.files import write_text
 from segue.hardware import launch
-from segue.jobs import stages
+from segue.jobs.checks import prepare
 from segue.jobs.run import run
 from segue.methods.base import METHODS
 from segue.ops.keys import seed_of
@@ -138,7 +138,7 @@ def tune(
     base = recipes.validate(data)
     if not base.evaluate.data:
         raise UserError("segue tune needs evaluate.data in the recipe: its first set is what is searched for")
-    stages.prepare(with_settings(data, {r.key: _middle(r) for r in space}), folder / "none", launch(device))
+    prepare(with_settings(data, {r.key: _middle(r) for r in space}), folder / "none", launch(device))
     _open(folder, base, space, seed, resume)
     with runs.locked(folder):
         study = _study(folder)

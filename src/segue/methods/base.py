@@ -45,12 +45,14 @@ class MethodConfig(Settings):
 class Method(nn.Module):
     """Base of all methods. Teachers, discriminators, banks and counters are submodules or buffers: saved by themselves.
 
-    ``needs``: the streams it trains on. ``uses_labels``: which of them must be labelled.
+    ``needs``: the streams it trains on. ``uses_labels``: which of them must be labelled. ``trains``: whether there is
+    anything to train.
     """
 
     Config: type[MethodConfig] = MethodConfig
     needs: ClassVar[tuple[str, ...]] = ("source",)
     uses_labels: ClassVar[tuple[str, ...]] = ("source",)
+    trains: ClassVar[bool] = True
 
     def __init__(
         self, config: MethodConfig, model: SegModel, labels: LabelSpace, references: Mapping[str, SegModel]
@@ -89,8 +91,12 @@ class Method(nn.Module):
         """After the optimisers' step; not called for a skipped step."""
 
     def predictor(self) -> SegModel:
-        """The network that is evaluated and exported."""
+        """The network that is exported."""
         return self.model
+
+    def scored(self) -> tuple[SegModel, ...]:
+        """The networks whose mean probability is evaluated."""
+        return (self.predictor(),)
 
     def draw(self, name: str, iteration: int, image: int = -1) -> torch.Generator:
         """Generator for one named random draw: (run seed, stage, name, iteration, image uid)."""

@@ -1,4 +1,4 @@
-"""Supervised losses of an :class:`Output`, and entropy losses for unlabelled images.
+"""Supervised losses of an :class:`Output`.
 
 :func:`segmentation` is the one way a method computes a supervised loss. Every sum is over pixels and is divided by a
 number that does not depend on how the global batch is split; nothing becomes NaN when nothing is labelled.
@@ -20,6 +20,7 @@ from torch import Tensor
 from segue.labels import IGNORE
 from segue.models.base import Head, Output
 from segue.ops.detail import detail_loss
+from segue.ops.picture import at_least_one
 from segue.ops.precision import full
 from segue.ops.resize import bilinear
 from segue.settings import Settings
@@ -157,8 +158,8 @@ def _class_loss(output: Output, logits: Tensor, truth: _Truth, criterion: Criter
     if truth.weight is not None:
         loss = loss * truth.weight
     if truth.count is not None:
-        return loss.sum() / _safe(truth.count)
-    return (loss.sum((1, 2)) / _safe(truth.pixel.sum((1, 2)))).mean()
+        return loss.sum() / at_least_one(truth.count)
+    return (loss.sum((1, 2)) / at_least_one(truth.pixel.sum((1, 2)))).mean()
 
 
 def pixel_losses(logits: Tensor, label: Tensor, criterion: CriterionConfig = CROSS_ENTROPY) -> Tensor:
@@ -203,37 +204,8 @@ def _hard_mean(loss: Tensor, labelled: Tensor, truth: _Truth, criterion: Criteri
     # Either more than n_min exceed the threshold, then `smallest` does too, or the n_min largest are kept.
     keep = labelled & ((loss > -math.log(criterion.ohem_threshold)) | (loss >= smallest))
     kept = loss * keep if truth.weight is None else loss * keep * truth.weight
-    return (kept.sum((1, 2)) / _safe(keep.sum((1, 2)))).mean()
-
-
-def entropy(logits: Tensor) -> Tensor:
-    """Shannon entropy of softmax over its maximum, (N,C,h,w) to (N,h,w) in 0..1: -sum_c p_c ln p_c / ln C.
-
-    Vu et al., "ADVENT", CVPR 2019, eq. 2. Fold extra outputs away first (``Output.to_classes``).
-    """
-    if logits.shape[1] < 2:
-        raise ValueError("entropy needs at least two classes")
-    log_p = F.log_softmax(full(logits), 1)
-    return -(log_p.exp() * log_p).sum(1) / math.log(logits.shape[1])
-
-
-def robust_entropy(output: Output, pixel: Tensor, eta: float = 2.0) -> Tensor:
-    """FDA's entropy term, a scalar: mean of (e^2 + 1e-8)^eta, Charbonnier penalty of the normalised entropy e.
-
-    Yang and Soatto, "FDA", CVPR 2020, eq. 4 and 5; eta = 2 as published. Computed at the logits' own stride, before any
-    upsampling, as the official code does. ``pixel`` (N,H,W) bool at the image's size: a cell counts by the share of it
-    that is picture, so padding does not enter. Mean over the picture of each image, then over images.
-    """
-    penalty = (entropy(output.to_classes()).square() + 1e-8) ** eta
-    padding = (0, output.padded[1] - output.size[1], 0, output.padded[0] - output.size[0])
-    picture = F.adaptive_avg_pool2d(F.pad(pixel.to(penalty), padding).unsqueeze(1), _size(penalty)).squeeze(1)
-    return ((penalty * picture).sum((1, 2)) / _safe(picture.sum((1, 2)))).mean()
+    return (kept.sum((1, 2)) / at_least_one(keep.sum((1, 2)))).mean()
 
 
 def _size(tensor: Tensor) -> tuple[int, int]:
     return tensor.shape[-2], tensor.shape[-1]
-
-
-def _safe(count: Tensor) -> Tensor:
-    """Denominator that is never 0; where it was, the sum above it is 0 too."""
-    return torch.where(count > 0, count, torch.ones_like(count))

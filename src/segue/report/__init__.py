@@ -17,7 +17,8 @@ What is read, all shares and scores as fractions 0..1 (NaN is null):
 ``stages/<k>_<name>/stage.json``
     ``name``, ``method`` (name, or settings with ``name``), ``iterations``, ``start``, ``status``, ``checkpoint``
     (last | label_free | anything else: chosen with target labels), ``cpu_s``, ``parameters``, ``prior`` {class: share
-    of the source labels} and ``evaluations`` {``DATASET:split``: what ``evaluate.score.save`` returned}.
+    of the source labels}, ``evaluations`` {``DATASET:split``: what ``evaluate.score.save`` returned}, and where there
+    are any ``references`` {name: stage or file}, ``pseudo_labels`` {stream: {``DATASET:split``: {``share_kept``}}}.
 ``stages/<k>_<name>/metrics.jsonl``
     One object a line with ``iteration`` and any of ``loss/<term>``, ``miou/<DATASET:split>``, ``log/share_kept``,
     ``log/pseudo_histogram`` (a share for each class). Broken lines are skipped.
@@ -26,7 +27,7 @@ What is read, all shares and scores as fractions 0..1 (NaN is null):
 ``samples/<DATASET>_<split>/`` and ``stages/<k>_<name>/images/<DATASET>_<split>/<id>.png``
     Thumbnails that ``evaluate.score.save_samples`` wrote: ``<id>_image.jpg``, ``<id>_label.png`` and
     ``evenly_spaced.json``; predictions are palette PNGs of train ids. File names are percent-encoded ids
-    (``segue.scoring.names``).
+    (``segue.files.file_of``).
 ``seed_<s>/``
     With several seeds: one folder a seed, each with all of the above; the page shows the median seed.
 """

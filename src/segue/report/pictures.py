@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from segue.files import file_of, id_of
 from segue.labels import U8
 from segue.report.read import Run, Stage
-from segue.scoring.names import EVEN_FILE, file_of, folder_of, id_of
+from segue.scoring.names import EVEN_FILE, folder_of
 
 UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 QUALITY = 80

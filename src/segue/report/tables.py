@@ -92,8 +92,9 @@ def stage_rows(run: Run) -> tuple[list[str], list[dict[str, Any]]]:
                 "name": stage.name,
                 "role": roles.get(stage.name, ""),
                 "method": stage.method,
+                "labelled": _labelled(info.get("pseudo_labels")),
                 "iterations": _count(info.get("iterations")),
-                "start": str(info.get("start") or "model's own"),
+                "start": _start(info),
                 "status": str(info.get("status") or "unknown"),
                 "checkpoint": str(info.get("checkpoint") or "last"),
                 "parameters": _millions(info.get("parameters")),
@@ -102,6 +103,23 @@ def stage_rows(run: Run) -> tuple[list[str], list[dict[str, Any]]]:
             }
         )
     return sets, rows
+
+
+def _start(info: Mapping[str, Any]) -> str:
+    references = info.get("references")
+    named = references.values() if isinstance(references, dict) else ()
+    return str(info.get("start") or " + ".join(map(str, named)) or "model's own")
+
+
+def _labelled(made: Any) -> list[str]:
+    """What a stage's pseudo-labels hold, a line for each data set."""
+    streams = made.values() if isinstance(made, dict) else ()
+    rows = [pair for given in streams if isinstance(given, dict) for pair in given.items()]
+    return [
+        f"{name}: {100 * number(row.get('share_kept')):.0f} % of the pixels pseudo-labelled"
+        for name, row in rows
+        if isinstance(row, dict)
+    ]
 
 
 def seed_rows(run: Run) -> dict[str, Any] | None:

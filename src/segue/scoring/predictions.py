@@ -20,8 +20,8 @@ import numpy as np
 from segue.data.dataset import Dataset
 from segue.data.images import read_ids
 from segue.errors import UserError
+from segue.files import file_of
 from segue.labels import IGNORE, U8, UNKNOWN, LabelSpace, nearest
-from segue.scoring.names import file_of
 from segue.scoring.reading import ahead
 from segue.scoring.result import Result, Tally, labelled_indices
 

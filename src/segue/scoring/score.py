@@ -25,14 +25,14 @@ from PIL import Image
 
 from segue.data.images import resize_image, resize_label, write_image
 from segue.errors import UserError
-from segue.files import replacing, write_json
+from segue.files import file_of, replacing, write_json
 from segue.labels import U8, LabelSpace
 from segue.models.base import SegModel
-from segue.models.classify import classify, evaluating, to_input
+from segue.models.classify import evaluating
 from segue.scoring.bootstrap import write_per_image
 from segue.scoring.calibration import Calibration, Fit, Sample
 from segue.scoring.inference import Answer, ask, together
-from segue.scoring.names import EVEN_FILE, file_of, folder_of, per_image_file
+from segue.scoring.names import EVEN_FILE, folder_of, per_image_file
 from segue.scoring.protocols import NATIVE, Protocol, protocol_of
 from segue.scoring.reading import ahead
 from segue.scoring.result import KEEP_WORST, Result, Tally, check_views, labelled_indices
@@ -250,7 +250,7 @@ def save(result: Result, folder: Path, name: str) -> dict[str, Any]:
 
 
 def save_samples(
-    model: SegModel,
+    models: Sequence[SegModel],
     dataset: Pictures,
     labels: LabelSpace,
     run_folder: Path,
@@ -265,8 +265,8 @@ def save_samples(
     The images are ``count`` evenly spaced ones (the same for every stage) and those of ``ids``, such as the worst.
     Shared by all stages, under ``run_folder/samples/<name>/``: ``<id>_image.jpg``, ``<id>_label.png`` (when there are
     labels) and ``evenly_spaced.json`` (ids of the former). ``stage_folder/images/<name>/<id>.png`` is the prediction.
-    Maps are palette PNGs of train ids, long side at most 640 px. The model predicts at the label's resolution where
-    there is one, else at the picture's.
+    Maps are palette PNGs of train ids, long side at most 640 px. The models (by their mean probability) predict at the
+    label's resolution where there is one, else at the picture's.
     """
     chosen = sample_ids(dataset.ids, count)
     even = list(chosen)
@@ -278,9 +278,10 @@ def save_samples(
         picture = dataset.read_image(index)
         labelled = getattr(dataset, "labelled", True) and image_id not in without
         label = dataset.read_label(index) if labelled else None
-        size = picture.shape[:2] if label is None else label.shape
-        with evaluating(model), torch.inference_mode():
-            ids_map: U8 = classify(model(to_input([picture], model.mean.device)), size)[0].cpu().numpy()
+        size = (picture if label is None else label).shape[:2]
+        with _asking(models, None):
+            answers = [ask(model, [picture], NATIVE, (size[0], size[1]))[0] for model in models]
+        ids_map = (together(answers) if len(answers) > 1 else answers[0]).ids()
         small = thumbnail_size(size)
         file = file_of(image_id)
         write_image(shared / f"{file}_image.jpg", resize_image(picture, small), quality=90)

@@ -1,0 +1,147 @@
+"""A data set with the labels of a folder in place of its own: how pseudo-labels are read.
+
+The folder holds PNGs of train ids and ``index.json``, which says for each image id which file is its label, so the
+order of a loader never matters. Labels have the size at which the images were read when they were made
+(``own_label_size``): resized to an image's larger file and then to that size again, they come out as they are.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+
+from segue.data.dataset import Dataset, map_ids
+from segue.data.errors import DataError
+from segue.data.images import Size, read_ids
+from segue.data.store import File, Store
+from segue.labels import U8, LabelSpace, build_map, space_from_dict
+
+INDEX = "index.json"
+FORMAT = "segue-labels-1"
+"""``format`` of the index. The other keys that readers need: ``labels`` (:meth:`LabelSpace.to_dict`), ``split``, and
+``images`` (id to ``file`` and ``size``, height and width)."""
+
+
+@dataclass(frozen=True)
+class Index:
+    """What an index says: the label space, the split, and of each image id the label's file name and size."""
+
+    labels: LabelSpace
+    split: str
+    images: dict[str, tuple[str, Size]]
+
+
+class Relabelled(Dataset):
+    """The images of ``inner`` and the labels of ``folder`` (or of an archive).
+
+    ``DataError`` for a folder without a whole index, labels of other classes, and images that have no label there.
+    """
+
+    def __init__(self, inner: Dataset, folder: Path) -> None:
+        super().__init__(inner.name, inner.space, inner.ids, inner.size)
+        self._inner = inner
+        self._store = Store(folder)
+        self.root = self._store.root
+        self.split = inner.split
+        index = _read(self._store)
+        self._check(index)
+        self._labels = [index.images[image_id] for image_id in self.ids]
+        self.label_map = build_map(self.space, None, dict(enumerate(self.space.classes)))
+        self.coverage = self.label_map.coverage
+        self.labelled = True
+        self.own_label_size = True
+
+    def files(self, index: int) -> tuple[File | None, File | None]:
+        """Image file, None where there is none, and label file."""
+        return self._inner.files(index)[0], File(self._store, self._labels[index][0])
+
+    def read_label(self, index: int) -> U8:
+        """(H, W) uint8 train ids at the size at which they were made. ``DataError`` names the file."""
+        assert self.label_map is not None  # always
+        return map_ids(self.label_map, self.read_file_ids(index), str(self.files(index)[1]))
+
+    def read_file_ids(self, index: int) -> npt.NDArray[Any]:
+        """(H, W) train ids as the file holds them, 255 = not labelled. ``DataError`` names the file."""
+        name, size = self._labels[index]
+        file = File(self._store, name)
+        ids = read_ids(file)
+        if ids.shape != size:
+            (h, w), (wanted_h, wanted_w) = ids.shape, size
+            raise DataError(f"{file} is {w}x{h} pixels, {INDEX} says {wanted_w}x{wanted_h}: {_AGAIN}")
+        return ids
+
+    def label_stamp(self, index: int) -> tuple[str, str]:
+        """See :class:`Dataset`: the label's path; size and time, or in an archive size and checksum."""
+        file = File(self._store, self._labels[index][0])
+        return file.path, file.stamp()
+
+    def describe(self, index: int) -> str:
+        """The image, for messages."""
+        return self._inner.describe(index)
+
+    def colorize(self, label: U8) -> U8:
+        """(H, W) train ids to an (H, W, 3) RGB picture."""
+        return self._inner.colorize(label)
+
+    def _image(self, index: int) -> U8:
+        return self._inner._image(index)
+
+    def _check(self, index: Index) -> None:
+        where = f"the labels in {self.root}"
+        if index.labels.classes != self.space.classes:
+            other = sorted(set(index.labels.classes) ^ set(self.space.classes))
+            raise DataError(
+                f"{where} are of label space {index.labels.name!r}, data set {self.name!r} is read in "
+                f"{self.space.name!r}; they differ in {', '.join(other[:6]) or 'the order of classes'}: label the "
+                f"images with a model of these classes"
+            )
+        absent = [i for i in self.ids if i not in index.images]
+        if absent:
+            raise DataError(
+                f"{where} are of {len(index.images)} other images: {len(absent)} of {len(self)} images of data set "
+                f"{self.name!r} are not in {INDEX}, the first is {absent[0]!r}; label these too, or leave them out "
+                f"with 'include' or 'exclude'"
+            )
+        gone = [name for i in self.ids if not self._store.has(name := index.images[i][0])]
+        if gone:
+            raise DataError(
+                f"{len(gone)} of {len(self)} label files are not in {self.root}, the first is {gone[0]}: {_AGAIN}"
+            )
+
+
+def relabelled(inner: Dataset, folder: Path) -> Dataset:
+    """:class:`Relabelled`, or ``inner`` as it is where ``folder`` holds the labels of another split."""
+    return Relabelled(inner, folder) if _read(Store(folder)).split == inner.split else inner
+
+
+_AGAIN = "delete the folder and make the labels again"
+
+
+def _read(store: Store) -> Index:
+    if not store.has(INDEX):
+        raise DataError(
+            f"{store.root} has no {INDEX}: give a folder that `segue pseudo-label` has finished (the same command "
+            f"again goes on where it stopped)"
+        )
+    try:
+        content = json.loads(store.read(INDEX))
+        if content["format"] != FORMAT:
+            raise ValueError(f"format {content['format']!r}, not {FORMAT!r}")
+        images = {image_id: (_plain(row["file"]), _size(*row["size"])) for image_id, row in content["images"].items()}
+        return Index(space_from_dict(content["labels"]), str(content["split"]), images)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"cannot read {store.root / INDEX} ({error}): {_AGAIN}") from error
+
+
+def _plain(name: str) -> str:
+    if not name.endswith(".png") or "/" in name or "\\" in name:
+        raise ValueError(f"{name!r} is no file name")
+    return name
+
+
+def _size(height: int, width: int) -> Size:
+    return int(height), int(width)

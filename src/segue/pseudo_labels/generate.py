@@ -1,0 +1,130 @@
+"""Models label the images of a data set: each image is predicted once, by the mean of their probabilities.
+
+Networks are asked as scoring asks them (protocol ``native``), at the size at which the data set's images are read, and
+answer tile by tile. Knobs that matter: ``models`` (several are FDA's multi-band transfer), ``quantile`` and ``cap``
+(:func:`segue.pseudo_labels.thresholds.published`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from hashlib import blake2b
+from itertools import groupby, islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from segue.config import PseudoLabelConfig
+from segue.data.copies import spread
+from segue.data.dataset import Dataset
+from segue.errors import UserError
+from segue.labels import LabelSpace
+from segue.models.base import SegModel
+from segue.models.classify import evaluating
+from segue.pseudo_labels.thresholds import published
+from segue.pseudo_labels.write import Writer, require_space
+from segue.scoring.inference import Answer, ask, together
+from segue.scoring.protocols import NATIVE
+from segue.scoring.reading import ahead
+
+MEASURED = 8
+"""The bytes that are needed are told from this many images, evenly spaced."""
+
+
+def generate(
+    models: Sequence[SegModel],
+    dataset: Dataset,
+    labels: LabelSpace,
+    folder: Path,
+    config: PseudoLabelConfig,
+    *,
+    device: torch.device | str,
+    batch_size: int = 1,
+    progress: Callable[[int, int], object] | None = None,
+    info: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Write labels of every image of ``dataset`` into ``folder``; returns what its ``index.json`` holds.
+
+    The index: ``format``, ``data``, ``model_paths``, ``info``'s own keys; ``labels``, ``split``, ``size``, ``models``
+    (hashes of their weights), ``quantile``, ``cap``; by class name ``thresholds``, ``pixels`` (as predicted) and
+    ``pixels_kept``; ``share_kept``; ``images``: id to ``file`` and ``size``. :class:`segue.data.relabelled.Relabelled`
+    reads it. A folder that was begun with the same settings goes on, a finished one is left as it is.
+
+    ``UserError`` for models of other classes and for probabilities that are no numbers, and as :class:`Writer`.
+    """
+    for model in models:
+        if model.num_classes != len(labels):
+            raise UserError(f"the model has {model.num_classes} classes, label space {labels.name!r} has {len(labels)}")
+    settings = {
+        "split": dataset.split,
+        "size": dataset.size,
+        "models": [fingerprint(model) for model in models],
+        "quantile": config.quantile,
+        "cap": config.cap,
+    }
+    told = {**(info or {}), "data": dataset.name, "model_paths": config.models}
+    with Writer(folder, labels, dataset.ids, settings, told) as writer, ExitStack() as asking:
+        missing = set(writer.todo)
+        todo = [index for index, image_id in enumerate(dataset.ids) if image_id in missing]
+        require_space(folder, _pixels(dataset, todo))
+        asking.enter_context(torch.inference_mode())
+        for model in models:
+            asking.enter_context(evaluating(model.to(device)))
+        done = len(dataset) - len(todo)
+        for batch in _predicted(models, dataset, todo, batch_size):
+            for image_id, answer in batch:
+                writer.add(image_id, *decide(answer))
+            done += len(batch)
+            if progress is not None:
+                progress(done, len(dataset))
+        return writer.finish(lambda counted: published(counted, config.quantile, config.cap))
+
+
+def decide(answer: Answer) -> tuple[Any, Tensor]:
+    """(H, W) uint8 array of the most likely train ids of an answer, and the tensor of their probabilities."""
+    device = answer.terms[0].values.device
+    classes = torch.empty(answer.size, dtype=torch.uint8, device=device)
+    confidence = torch.empty(answer.size, device=device)
+    for tile in answer.tiles():
+        best, winner = tile.values.max(0)
+        if not tile.probabilities:
+            best = (tile.values - best).exp_().sum(0).reciprocal_()
+        classes[tile.place] = winner.to(torch.uint8)
+        confidence[tile.place] = best.clamp_(max=1)  # a mean of ones may round above
+    return classes.cpu().numpy(), confidence
+
+
+def fingerprint(model: SegModel) -> str:
+    """What tells a model from others: a hash of its settings and tensors, wherever they lie."""
+    settings = model.config.model_dump(mode="json", exclude={"weights"})
+    digest = blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=16)
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _predicted(
+    models: Sequence[SegModel], dataset: Dataset, todo: Sequence[int], batch_size: int
+) -> Iterator[list[tuple[str, Answer]]]:
+    """Images and answers, neighbours of equal size in one forward pass."""
+    items = ahead(lambda index: (dataset.ids[index], dataset.read_image(index)), todo)
+    for (height, width), same in groupby(items, lambda item: item[1].shape[:2]):
+        while batch := list(islice(same, batch_size)):
+            ids, pictures = zip(*batch, strict=True)
+            asked = [ask(model, pictures, NATIVE, (height, width)) for model in models]
+            answers = [together(own) if len(own) > 1 else own[0] for own in zip(*asked, strict=True)]
+            yield list(zip(ids, answers, strict=True))
+
+
+def _pixels(dataset: Dataset, todo: Sequence[int]) -> int:
+    """Pixels of images, told from a few of them where their size is not set."""
+    if dataset.size is not None or not todo:
+        height, width = dataset.size or (0, 0)
+        return len(todo) * height * width
+    measured = [dataset.read_image(index) for index in spread(todo, MEASURED)]
+    return sum(image.size // 3 for image in measured) * len(todo) // len(measured)

@@ -1,0 +1,43 @@
+"""Methods on batches in memory: a small network, a random labelled batch, and any registered method around them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from segue.data.batch import Batch, Meta
+from segue.labels import load_space
+from segue.methods.base import METHODS
+from segue.models.base import SegModel
+from segue.models.build import build_model
+
+SPACE = load_space("street7")
+
+
+def model(**settings: Any) -> SegModel:
+    torch.manual_seed(0)
+    return build_model({"name": "bisenet", "width": 0.125, **settings}, 7)
+
+
+def batch(seed: int, size: int = 2, height: int = 64, width: int = 96) -> Batch:
+    g = torch.Generator().manual_seed(seed)
+    label = torch.randint(0, 7, (size, height // 16, width // 16), generator=g).repeat_interleave(16, 1)
+    label = label.repeat_interleave(16, 2)
+    return Batch(
+        image=torch.rand(size, 3, height, width, generator=g),
+        label=label,
+        pixel=torch.ones(size, height, width, dtype=torch.bool),
+        weight=None,
+        label_count=torch.tensor(float(label.numel())),
+        meta=tuple(Meta(i, str(i), "memory", (height, width)) for i in range(size)),
+    )
+
+
+def method(name: str, net: SegModel | None = None, **settings: Any) -> Any:
+    cls = METHODS.get(name)
+    built = cls(cls.Config.model_validate({"name": name, **settings}), net or model(), SPACE, {})
+    built.key = (0, "test")
+    built.train()
+    built.prepare({})
+    return built

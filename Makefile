@@ -29,6 +29,9 @@ bench: install
 	$(BIN)/python benchmarks/label_map.py
 	$(BIN)/python benchmarks/class_statistics.py
 	$(BIN)/python benchmarks/cache.py
+	$(BIN)/python benchmarks/augment.py
+	$(BIN)/python benchmarks/pseudo_labels.py
+	$(BIN)/python benchmarks/fourier_step.py
 	$(BIN)/python benchmarks/export.py
 	$(BIN)/python benchmarks/latency.py
 

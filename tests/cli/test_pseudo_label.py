@@ -49,7 +49,13 @@ def test_table_files_and_the_way_on(scene_data: Path, stages: list[Path], tmp_pa
     assert done.code == 0 and files(tmp_path / "a") == before
     refused(segue("pseudo-label", *models, *data, "--out", tmp_path / "a"), "quantile 0.5, not 0.66", "another folder")
     run = ("run", "demo", "--out", tmp_path / "run", "--device", "cpu", f"data.game.root={scene_data / 'game'}")
-    refused(segue(*run, f"data.city.root={scene_data / 'city'}", f"data.city.labels={tmp_path}"), "no index.json")
+    run = (*run, f"data.city.root={scene_data / 'city'}")
+    refused(segue(*run, f"data.city.labels={tmp_path}"), "no index.json")
+    of_val = ("--data", "cityscapes:val", "--root", scene_data / "city", "--device", "cpu", "--out", tmp_path / "val")
+    assert segue("pseudo-label", *models, *of_val).code == 0
+    refused(
+        segue(*run, f"data.city.labels={tmp_path / 'val'}"), "'target_supervised'", "its own labels", "another split"
+    )
 
 
 def test_faults(scene_data: Path, stages: list[Path], tmp_path: Path) -> None:

@@ -53,6 +53,9 @@ def test_whose_labels_choose(scene_data: Path) -> None:
     assert search.choice_rule(recipes.load(given)) == search.ORACLE
     given["stages"][1] |= {"method": "supervised", "data": {"source": "city:train"}}
     assert search.choice_rule(recipes.load(given)) == search.VALIDATION
+    pseudo = {"method": "pseudo_labels", "data": {"source": "game:train", "target": "city:train"}}
+    given["stages"][1] |= pseudo | {"pseudo_labels": {"target": {"models": ["first"]}}}
+    assert search.choice_rule(recipes.load(given)) == search.ORACLE, "pseudo-labels are nobody's labels"
 
 
 class FakeRun:

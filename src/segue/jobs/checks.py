@@ -7,6 +7,7 @@ from pathlib import Path
 
 from segue import checkpoint
 from segue.config import Recipe, StageConfig
+from segue.data.relabelled import Relabelled
 from segue.errors import UserError
 from segue.hardware import Hardware
 from segue.jobs import sinks
@@ -85,6 +86,12 @@ def _check_streams(job: Job, stage: StageConfig) -> None:
             job.labels.index(name)
         for mixture in row:
             dataset = job.dataset(mixture.data, f"stage {stage.name!r}")
+            folder = job.recipe.data[mixture.data.partition(":")[0]].labels
+            if stream in given and folder is not None and not isinstance(dataset, Relabelled):
+                raise ConfigError(
+                    f"stage {stage.name!r}: {stream} {mixture.data!r} would be trained on its own labels, those in "
+                    f"{folder} are of another split; make some for this one"
+                )
             if stream in given and not dataset.labelled:
                 raise ConfigError(
                     f"stage {stage.name!r}: {stream} {mixture.data!r} has no labels, the method needs them; label "

@@ -25,9 +25,9 @@ from segue.config import Recipe, StageConfig
 from segue.errors import Interrupted, UserError
 from segue.files import write_text
 from segue.hardware import launch
+from segue.jobs.build import method_class
 from segue.jobs.checks import prepare
 from segue.jobs.run import run
-from segue.methods.base import METHODS
 from segue.ops.keys import seed_of
 
 if TYPE_CHECKING:
@@ -232,8 +232,9 @@ def stage_of(recipe: Recipe) -> StageConfig:
 def choice_rule(recipe: Recipe) -> str:
     """How the best trial is chosen, in the words of every report: whose labels decide."""
     stage = stage_of(recipe)
-    labelled = METHODS.get(str(stage.method["name"])).uses_labels
-    taught = {m.data.partition(":")[0] for name, row in stage.data.items() if name in labelled for m in row}
+    labelled = [name for name in method_class(stage).uses_labels if name not in stage.pseudo_labels]
+    names = {m.data.partition(":")[0] for stream in labelled for m in stage.data[stream]}
+    taught = {name for name in names if recipe.data[name].labels is None}
     return VALIDATION if recipe.evaluate.data[0].partition(":")[0] in taught else ORACLE
 
 

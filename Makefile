@@ -34,6 +34,7 @@ bench: install
 	$(BIN)/python benchmarks/fourier_step.py
 	$(BIN)/python benchmarks/export.py
 	$(BIN)/python benchmarks/latency.py
+	$(BIN)/python benchmarks/instance_loss.py
 
 lint: install
 	$(BIN)/ruff check .

@@ -26,7 +26,7 @@ from segue.data.statistics import known_class_pixels
 from segue.data.subset import Subset
 from segue.engine import Place, fit
 from segue.hardware import launch
-from segue.jobs.build import Job, build_method, build_streams, model_config
+from segue.jobs.build import Job, build_method, build_streams, method_class, model_config
 from segue.jobs.checks import prepare
 from segue.jobs.cost import Cost, now
 from segue.methods.base import Method
@@ -299,7 +299,7 @@ def _shares(dataset: Dataset, config: DatasetConfig) -> tuple[list[float], int]:
 def _depends_on_devices(job: Job) -> list[str]:
     """Which results change with the number of devices, and what would keep them."""
     out = []
-    for stage in job.recipe.stages:
+    for stage in (s for s in job.recipe.stages if method_class(s).trains):
         model = model_config(job.recipe, stage)
         if model.get("norm", "train") in ("train", "stats_only"):
             out.append(

@@ -50,7 +50,9 @@ def segue(*arguments: object) -> Outcome:
 
 def start(*arguments: object, code: str = "", cwd: Path | None = None, **environment: str) -> subprocess.Popen[str]:
     """Start ``segue ARGUMENTS`` in a process of its own; ``code`` is Python that runs before the command."""
-    script = f"import sys\nfrom segue.cli import main\n{code}\nmain()\n"
+    # Ctrl-C is heard even where a shell started the tests in the background, which makes their children ignore it.
+    heard = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    script = f"{heard}import sys\nfrom segue.cli import main\n{code}\nmain()\n"
     return subprocess.Popen(
         [sys.executable, "-c", script, *map(str, arguments)],
         stdout=subprocess.PIPE,

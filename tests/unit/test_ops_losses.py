@@ -125,6 +125,16 @@ def test_losses_are_float32_under_autocast() -> None:
     torch.testing.assert_close(got, want)
 
 
+def test_weight_of_an_output_is_about_its_logits_alone() -> None:
+    output, label, pixel, weight = make()
+
+    def loss(given: Output) -> Tensor:
+        return segmentation(given, label, weight, pixel=pixel, denominator="pixels")
+
+    heads = loss(output) - loss(replace(output, heads=()))
+    torch.testing.assert_close(loss(replace(output, weight=0.3)), 0.3 * loss(replace(output, heads=())) + heads)
+
+
 def test_wrong_arguments_are_named() -> None:
     output, label, pixel, weight = make()
     with pytest.raises(TypeError, match="denominator"):

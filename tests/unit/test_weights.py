@@ -189,7 +189,7 @@ def test_lite0_package_does_not_fit_others(model: SegModel, monkeypatch: pytest.
 
 
 def test_imagenet_from_timm(model: SegModel, donor: SegModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(WeightsError, match="timm has no ImageNet weights for model 'bisenet'"):
+    with pytest.raises(WeightsError, match="no library has ImageNet weights for model 'bisenet'"):
         load_encoder(model, "imagenet")
     monkeypatch.setattr(model, "imagenet_state", lambda: encoder_state(donor))
     load_encoder(model, "imagenet")

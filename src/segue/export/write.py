@@ -98,6 +98,9 @@ def export(
 def to_graph(model: SegModel, how: Export) -> onnx.ModelProto:
     """The graph alone, unchecked and without metadata; ``ExportError`` when torch cannot trace the model."""
     require_onnx()
+    if model.fixed_size_graph and not how.fixed_size:
+        size = f"{how.size[0]}x{how.size[1]}"
+        raise ExportError(f"a graph of model {model.config.name!r} has one size: --fixed-size writes {size} alone")
     images = pictures(2, how.size)  # of one, an exporter takes the batch for fixed
     example = torch.from_numpy(np.stack(images)) if how.takes == "uint8" else to_input(images, torch.device("cpu"))
     axes = {0: "batch"}

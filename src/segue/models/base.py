@@ -52,7 +52,8 @@ class Output:
 
     ``logits`` (N,C,h,w) at the network's own stride; ``embedding`` (N,D,h,w): what the classifier reads; ``stages``:
     backbone maps; ``heads``: auxiliary outputs, empty in eval mode. ``size`` is (H,W) of the given image, ``padded``
-    that of the image the network saw. ``extra="unknown"``: one output follows those of the classes.
+    that of the image the network saw. ``extra="unknown"``: one output follows those of the classes. ``weight`` is the
+    factor of the logits' own loss beside the heads'.
     """
 
     logits: Tensor
@@ -64,6 +65,7 @@ class Output:
     align_corners: bool = False
     num_classes: int = 0
     extra: Extra = "none"
+    weight: float = 1.0
 
     def upsample(self, tensor: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """(N,K,h,w) on the network's grid to (N,K,*size*) on the image's, bilinear; default the image's own size.
@@ -106,7 +108,8 @@ class ModelConfig(Settings):
     name: str
     """Registered name, see ``segue list models``."""
     weights: str | None = None
-    """Start of the encoder: ``none``/null, ``imagenet`` (through timm), ``lite0-package``, or a file."""
+    """Start of the encoder: ``none``/null, ``imagenet`` (timm, or Hugging Face for Mix Transformers), ``lite0-package``,
+    or a file."""
     freeze: tuple[str, ...] = ()
     """Regular expressions; parameters whose name matches one are not trained and their norm layers stay in eval."""
     norm: Literal["train", "stats_only", "frozen", "sync"] = "train"
@@ -119,7 +122,8 @@ class SegModel(nn.Module):
     """A segmentation network: ``forward`` (N,3,H,W) float 0..1, any size >= 32, to :class:`Output`.
 
     ``training_only`` names the submodules that serve training alone; ``decode`` and ``classifiers`` must work when such
-    an attribute is None, which is what :meth:`deployed` makes of it.
+    an attribute is None, which is what :meth:`deployed` makes of it. ``fixed_size_graph``: ``decode`` counts on sizes
+    that are numbers, so that an exported graph holds one.
     """
 
     Config: type[ModelConfig] = ModelConfig
@@ -127,6 +131,7 @@ class SegModel(nn.Module):
     align_corners: bool = False
     encoder_prefix: str = "backbone."
     training_only: tuple[str, ...] = ()
+    fixed_size_graph: bool = False
 
     mean: Tensor
     std: Tensor
@@ -169,23 +174,32 @@ class SegModel(nn.Module):
 
     def forward(self, image: Tensor) -> Output:
         """(N,3,H,W) float 0..1 to logits at the network's stride; ``UserError`` when a side is below 32 pixels."""
+        x = self._prepared(image)
+        output = self.decode(x)
+        return replace(
+            output,
+            heads=output.heads if self.training else (),
+            size=(image.shape[-2], image.shape[-1]),
+            padded=(x.shape[-2], x.shape[-1]),
+            align_corners=self.align_corners,
+            num_classes=self.num_classes,
+            extra=self.extra,
+        )
+
+    def features(self, image: Tensor) -> tuple[Tensor, ...]:
+        """``Output.stages`` of (N,3,H,W) float 0..1, without the cost of what comes after the encoder."""
+        encoder = self.get_submodule(self.encoder_prefix.removesuffix("."))
+        maps = encoder(self._prepared(image))
+        return (maps,) if isinstance(maps, Tensor) else tuple(maps)
+
+    def _prepared(self, image: Tensor) -> Tensor:
+        """Normalised, and padded to the network's multiple."""
         height, width = image.shape[-2:]
         if min(height, width) < 32:
             raise UserError(f"image of {height}x{width} is too small, the shorter side must be at least 32 pixels")
         x = (image - self.mean) / self.std
         pad_h, pad_w = -height % self.multiple, -width % self.multiple
-        if pad_h or pad_w:
-            x = F.pad(x, (0, pad_w, 0, pad_h))  # 0 is the mean colour here
-        output = self.decode(x)
-        return replace(
-            output,
-            heads=output.heads if self.training else (),
-            size=(height, width),
-            padded=(height + pad_h, width + pad_w),
-            align_corners=self.align_corners,
-            num_classes=self.num_classes,
-            extra=self.extra,
-        )
+        return F.pad(x, (0, pad_w, 0, pad_h)) if pad_h or pad_w else x  # 0 is the mean colour here
 
     def train(self, mode: bool = True) -> SegModel:
         """Training mode that honours ``freeze`` and ``norm``; survives every evaluation because it is asked again."""

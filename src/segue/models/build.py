@@ -36,15 +36,15 @@ def build_model(
     return model
 
 
-def validate(config: Mapping[str, Any] | ModelConfig) -> ModelConfig:
+def validate(config: Mapping[str, Any] | ModelConfig, where: str = "model") -> ModelConfig:
     """Settings checked against the ``Config`` of the class that they name; ``UserError`` lists every fault."""
     data = config.model_dump(exclude_unset=True) if isinstance(config, ModelConfig) else dict(config)
     if "name" not in data:
-        raise UserError(f"model needs a name (known: {', '.join(MODELS.names())})")
+        raise UserError(f"{where} needs a name (known: {', '.join(MODELS.names())})")
     try:
         schema = MODELS.get(str(data["name"])).Config
         return schema.model_validate(data)
     except UnknownName as error:
         raise UserError(str(error)) from error
     except ValidationError as error:
-        raise UserError("\n".join(explain(error, schema, "model"))) from error
+        raise UserError("\n".join(explain(error, schema, where))) from error

@@ -9,14 +9,19 @@ trained. Knobs that matter: ``variant``; ``drop_path`` (the highest rate of stoc
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from itertools import islice
+from pathlib import Path
 from typing import Any, Literal
 
 import torch.nn.functional as F
+from huggingface_hub import hf_hub_download
 from pydantic import Field
 from timm.layers.drop import DropPath
 from torch import Tensor, nn
 
+from segue.foreign.base import recognise
+from segue.foreign.files import read_state
 from segue.models.base import ModelConfig, Output, SegModel
 
 Variant = Literal["b0", "b1", "b2", "b3", "b4", "b5"]
@@ -191,6 +196,13 @@ class MiTModel(SegModel):
     def tiny(cls) -> dict[str, Any]:
         """The smallest encoder under a narrow head, nothing dropped."""
         return {"variant": "b0", "channels": 16, "drop_path": 0.0, "dropout": 0.0}
+
+    def imagenet_state(self) -> Mapping[str, Tensor]:
+        """The authors' ImageNet weights as Hugging Face keeps them; downloads unless its cache has them."""
+        path = hf_hub_download(f"nvidia/mit-{self.config.variant}", "pytorch_model.bin")
+        found = recognise(read_state(Path(path)))
+        self.notes = found.notes
+        return found.state
 
     def decode(self, x: Tensor) -> Output:
         """See :class:`SegModel`; the embedding is the decoder's map before dropout."""

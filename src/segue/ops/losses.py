@@ -74,7 +74,7 @@ def segmentation(
     pixel: Tensor,
     denominator: Denominator,
 ) -> Tensor:
-    """Loss of the main logits plus head.weight times the loss of every head, a scalar.
+    """output.weight times the loss of the main logits plus head.weight times that of every head, a scalar.
 
     ``label`` (N,H,W) int64, 255 = not labelled; ``weight`` (N,H,W) float or None; ``pixel`` (N,H,W) bool. Logits are
     upsampled to the label's size, in float32 (float64 when they are). With S = sum of weight * loss over labelled
@@ -90,7 +90,7 @@ def segmentation(
     use :func:`segue.ops.detail.detail_loss`, a mean over the pixels of each image.
     """
     truth = _truth(label, pixel, weight, denominator)
-    total = _class_loss(output, output.logits, truth, criterion, windowed=False)
+    total = output.weight * _class_loss(output, output.logits, truth, criterion, windowed=False)
     for head in output.heads:
         total = total + head.weight * _head_loss(output, head, truth, criterion)
     return total

@@ -27,26 +27,31 @@ def starts(length: int, window: int, stride: int) -> list[int]:
 
 
 def slide(image: Tensor, window: Size, stride: Size, score: Callable[[Tensor], Tensor], batch: int = 4) -> Tensor:
-    """Average of ``score`` over all windows: (N,3,H,W) to (N,C,H,W).
+    """Average of ``score`` over all windows: (N,3,H,W) to (N,C,H,W), or to a coarser grid if ``score`` has one.
 
-    ``score`` maps windows (n,3,h,w) to (n,C,h,w). ``window``, ``stride`` are (height, width) in pixels.
+    ``score`` maps windows (n,3,h,w) to (n,C,h,w), or to cells where every window must start at a cell's first pixel.
+    ``window``, ``stride`` are (height, width) in pixels. ``batch``: windows in one call, of every image at least one.
     """
     number, _, height, width = image.shape
     size = min(window[0], height), min(window[1], width)
     tops, lefts = starts(height, window[0], stride[0]), starts(width, window[1], stride[1])
-    places = [(n, top, left) for n in range(number) for top in tops for left in lefts]
-    total: Tensor | None = None
-    for first in range(0, len(places), batch):
-        chosen = places[first : first + batch]
-        scores = score(torch.stack([image[n, :, t : t + size[0], x : x + size[1]] for n, t, x in chosen]))
+    places = [(top, left) for top in tops for left in lefts]
+    total, rows, columns = None, 0, 0
+    together = max(1, batch // number)
+    for first in range(0, len(places), together):
+        chosen = places[first : first + together]
+        scores = score(torch.cat([image[..., t : t + size[0], x : x + size[1]] for t, x in chosen]))
         if total is None:
-            total = scores.new_zeros(number, scores.shape[1], height, width)
-        for (n, top, left), value in zip(chosen, scores, strict=True):
-            total[n, :, top : top + size[0], left : left + size[1]] += value
+            rows, columns = scores.shape[-2:]
+            cells = (height * rows // size[0], width * columns // size[1])
+            total = scores.new_zeros(number, scores.shape[1], *cells)
+        for (top, left), value in zip(chosen, scores.reshape(len(chosen), -1, *scores.shape[1:]), strict=True):
+            row, column = top * rows // size[0], left * columns // size[1]
+            total[..., row : row + rows, column : column + columns] += value
     assert total is not None  # starts() is never empty
-    for axis, (first_pixels, length) in enumerate(((tops, size[0]), (lefts, size[1]))):
+    for axis, (first_pixels, length, cells_n) in enumerate(((tops, size[0], rows), (lefts, size[1], columns))):
         seen = torch.zeros(total.shape[2 + axis], dtype=total.dtype, device=total.device)
-        for start in first_pixels:
-            seen[start : start + length] += 1
+        for start in (pixel * cells_n // length for pixel in first_pixels):
+            seen[start : start + cells_n] += 1
         total /= seen.view(-1, 1) if axis == 0 else seen
     return total

@@ -35,6 +35,7 @@ bench: install
 	$(BIN)/python benchmarks/export.py
 	$(BIN)/python benchmarks/latency.py
 	$(BIN)/python benchmarks/instance_loss.py
+	$(BIN)/python benchmarks/encoder_passes.py
 
 lint: install
 	$(BIN)/ruff check .

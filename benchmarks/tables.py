@@ -45,7 +45,7 @@ from segue.settings import Settings, explain
 
 HERE = Path(__file__).parent
 RESULTS = HERE.parent / "docs/results"
-PLACES = ("workers", "log_every", "checkpoint_every", "keep")
+PLACES = ("workers", "log_every", "watch_every", "checkpoint_every", "keep")
 """Keys of ``train`` that change no number."""
 KEPT = ("miou", "accuracy", "iou", "num_images", "protocol", "view")
 STOPPED = 75

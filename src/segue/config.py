@@ -13,6 +13,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_va
 
 from segue.labels import nearest
 from segue.policies import AugmentConfig
+from segue.presets import applied
 from segue.rounds import written_out
 from segue.settings import Settings, check
 
@@ -142,6 +143,8 @@ class TrainConfig(Settings):
     compile: bool = False
     channels_last: bool = False
     log_every: PositiveInt = 10
+    watch_every: PositiveInt | None = 20
+    """Iterations between two looks at the predictions on unlabelled images, from which the alarms come; null: none."""
     evaluate_every: PositiveInt | None = None
     """Iterations between evaluations while training; the end of a stage is always evaluated."""
     checkpoint_every: PositiveInt = 500
@@ -189,6 +192,8 @@ class StageConfig(Settings):
     name: str = Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")
     method: dict[str, Any]
     """Method name, or a block with ``name`` and its settings."""
+    preset: str | None = None
+    """Published method (``segue list presets``) whose settings stand below the stage's own. Written out when read."""
     data: dict[str, tuple[Mixture, ...]] = Field(default_factory=dict)
     """Stream name -> ``NAME:split``, or a list of ``{data, weight}``."""
     start: str | None = None
@@ -274,7 +279,7 @@ class Recipe(Settings):
     @field_validator("stages", mode="before")
     @classmethod
     def _rounds(cls, value: Any) -> Any:
-        return written_out(list(value)) if isinstance(value, (list, tuple)) else value
+        return written_out(applied(list(value), merge)) if isinstance(value, (list, tuple)) else value
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
@@ -324,9 +329,19 @@ class Recipe(Settings):
 
 
 def merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
-    """``top`` over ``base``: blocks merge key by key, everything else is replaced."""
+    """``top`` over ``base``: blocks merge key by key; all else is replaced, also a model or method by another."""
     out = dict(base)
     for key, value in top.items():
-        both = isinstance(value, dict) and isinstance(out.get(key), dict)
-        out[key] = merge(out[key], value) if both else value
+        old = out.get(key)
+        if not (isinstance(value, dict) and isinstance(old, dict)):
+            out[key] = value
+        elif key in ("model", "method"):
+            out[key] = merge_named(old, value)
+        else:
+            out[key] = merge(old, value)
     return out
+
+
+def merge_named(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a named class over others: merged for the same class, replaced by those of another."""
+    return top if "name" in top and top["name"] != base.get("name", top["name"]) else merge(base, top)

@@ -7,9 +7,10 @@ resumed ends with the same bytes as one that was not.
 
 from __future__ import annotations
 
+import json
 import math
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,16 +21,19 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from segue import checkpoint
+from segue.alarms import PREFIX, Judge, Look, looks_of
 from segue.config import OptimConfig, TrainConfig
 from segue.data.batch import Batch
 from segue.errors import Interrupted, UserError
 from segue.files import write_json
+from segue.hardware import gather
 from segue.labels import LabelSpace
 from segue.methods.base import Method, Terms
 from segue.ops.keys import seed_of
 from segue.ops.precision import full
 from segue.optim import LossScaler, build_optimizers, set_lr
 from segue.runs import Metrics
+from segue.watch import Lens, Watch
 
 PRECISIONS = {"64": torch.float64, "32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -66,6 +70,12 @@ class Place:
     """Called with (iterations done, total, latest numbers)."""
     sinks: tuple[Callable[[Mapping[str, Any]], None], ...] = ()
     """Trackers that get each line of metrics.jsonl too."""
+    watch: tuple[str, ...] = ()
+    """Streams whose predictions are watched (``segue.alarms``), where ``train.watch_every`` says so."""
+    trained: bool = False
+    """Whether the model starts from a trained one, which it can become worse than."""
+    warn: Callable[[str], None] | None = None
+    """Called with the sentence of every alarm."""
     rank: int = 0
     world: int = 1
 
@@ -89,6 +99,8 @@ class _Loop:
         self.total = train.iterations or math.ceil((train.epochs or 1) * self.per_epoch)
         self.root = place.folder / "checkpoints"
         method.to(place.device)
+        if place.world > 1:
+            method.gather = gather
         if train.precision == "64":
             method.double()
         if train.channels_last:
@@ -101,6 +113,8 @@ class _Loop:
         self.best: dict[str, Any] = {}
         self.pending: list[dict[str, Tensor]] = []
         self.metrics: Metrics | None = None
+        self.watch = self._watch()
+        self.judge = Judge(place.trained, self.total)
         if train.compile:
             for network in method.networks().values():
                 network.compile()
@@ -134,9 +148,18 @@ class _Loop:
         dist.all_reduce(heard, dist.ReduceOp.MAX)
         return int(heard)
 
+    def _watch(self) -> Watch | None:
+        """Made before anything is restored or trained: it keeps what the start predicts."""
+        if not (self.train.watch_every and self.place.watch):
+            return None
+        watched = {name: self.streams[name] for name in self.place.watch}
+        return Watch(watched, self.method.predictor(), Lens(self._to_device, self._autocast, self.place.world))
+
     def _begin(self) -> None:
         if self.place.rank == 0:
             self.metrics = Metrics(self.place.folder / "metrics.jsonl")
+        if self.watch:
+            self._note(self.watch.at_start)
         if self.place.world > 1:
             for tensor in (*self.method.parameters(), *self.method.buffers()):
                 dist.broadcast(tensor.detach(), 0)
@@ -229,6 +252,10 @@ class _Loop:
         train, done = self.train, self.iteration == self.total
         if self.iteration % train.log_every == 0 or done:
             self._flush()
+        if self.watch and train.watch_every and self.iteration % train.watch_every == 0:
+            number = self.iteration // train.watch_every - 1
+            self._note(self.watch.looks(self.method.predictor(), self.iteration, number))
+            self.method.train()
         due = train.evaluate_every and self.iteration % train.evaluate_every == 0
         improved = bool(due or (done and train.best)) and self._evaluate()
         if done:
@@ -251,6 +278,16 @@ class _Loop:
         self._write(row)
         if self.place.progress:
             self.place.progress(self.iteration, self.total, {k: v for k, v in row.items() if isinstance(v, float)})
+
+    def _note(self, looks: Sequence[Look]) -> None:
+        """Write looks, and tell the alarms that they raise."""
+        classes = self.place.labels.classes
+        for look in looks if self.place.rank == 0 else ():
+            self._write(look.row())
+            for alarm in self.judge.add(look):
+                self._write(alarm.row(classes))
+                if self.place.warn:
+                    self.place.warn(alarm.text(classes))
 
     def _write(self, row: dict[str, Any]) -> None:
         if self.metrics is None:
@@ -301,7 +338,10 @@ class _Loop:
         self.iteration, self.skipped, self.best = state["iteration"], state["skipped"], state["best"]
         self.pending = state["pending"]
         if self.place.rank == 0:
-            self.metrics = Metrics(self.place.folder / "metrics.jsonl", keep_bytes=state["metrics_bytes"])
+            path = self.place.folder / "metrics.jsonl"
+            self.metrics = Metrics(path, keep_bytes=state["metrics_bytes"])
+            for look in looks_of(json.loads(row) for row in path.read_text("utf-8").splitlines() if PREFIX in row):
+                self.judge.add(look)  # its alarms are in the file
 
 
 def _add(logs: dict[str, Tensor], terms: Terms, share: float) -> None:

@@ -66,6 +66,13 @@ def launch(device: str = "auto", gpus: int | None = None) -> Hardware:
     return Hardware(fabric.device, fabric.global_rank, fabric.world_size)
 
 
+def gather(rows: Tensor) -> Tensor:
+    """The rows (n,…) of every process, in order of rank; all call it, with equal shapes."""
+    parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, rows.contiguous())
+    return torch.cat(parts)
+
+
 def _best() -> str:
     if torch.cuda.is_available():
         return "cuda"

@@ -1,4 +1,4 @@
-"""Two processes train like one, for every registered method, with unevenly ignored pixels."""
+"""Two processes train like one, for every registered method and preset, with unevenly ignored pixels."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from helpers import processes
 from helpers.fingerprint import fingerprint
-from helpers.recipes import recipe, trained_methods
+from helpers.recipes import presets_beside, recipe, trained_methods
 from segue import api, checkpoint
 from segue.files import read_json
 
@@ -25,7 +25,7 @@ BOUND = {"32": 1e-5, "64": 1e-12}
 BATCH_NORM = "supervised, batch norm"
 LAYOUTS = {"channels last": {"channels_last": True}, "sync": {}, "accumulate": {"accumulate": 2}}
 """Further settings of which two processes compute the same as one."""
-CASES = [*((method, precision) for method in trained_methods() for precision in BOUND)]
+CASES = [(method, precision) for method in [*trained_methods(), *presets_beside()] for precision in BOUND]
 
 
 def case_name(method: str, precision: str) -> str:

@@ -1,4 +1,4 @@
-"""Exact resume, for every registered method: killed anywhere, the resumed run ends with the same bytes."""
+"""Exact resume, for every registered method and preset: killed anywhere, the resumed run ends with the same bytes."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ import pytest
 import torch
 
 from helpers.fingerprint import fingerprint
-from helpers.recipes import recipe, trained_methods
+from helpers.recipes import presets_beside, recipe, trained_methods
 from segue import checkpoint, recipes
 from segue.jobs import stages
 from segue.jobs.run import run
 from segue.methods.base import METHODS
+from segue.presets import presets
 from segue.scoring import score
 
 KILL_AT = 3
+TRAINED = [*trained_methods(), *presets_beside("dida_as_published")]
 POINTS = ("inside an iteration", "between two yields", "during evaluation", "before the rename", "between two stages")
 
 
@@ -39,7 +41,7 @@ def once(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, when: Callable[
 
 def arm(monkeypatch: pytest.MonkeyPatch, point: str, method: str) -> None:
     """Arrange for the run to die at ``point``."""
-    cls = METHODS.get(method)
+    cls = METHODS.get("self_training" if method in presets() else method)
     if point in POINTS[:2]:
         real = cls.losses
 
@@ -78,7 +80,7 @@ def uninterrupted(scene_data: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.mark.parametrize("point", POINTS)
-@pytest.mark.parametrize("method", trained_methods())
+@pytest.mark.parametrize("method", TRAINED)
 def test_resume_is_exact(
     method: str,
     point: str,
@@ -96,7 +98,7 @@ def test_resume_is_exact(
     assert fingerprint(tmp_path) == uninterrupted(method)
 
 
-@pytest.mark.parametrize("method", trained_methods())
+@pytest.mark.parametrize("method", TRAINED)
 def test_resume_with_workers_is_exact(
     method: str,
     scene_data: Path,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -32,6 +33,13 @@ def batch(seed: int, size: int = 2, height: int = 64, width: int = 96) -> Batch:
         label_count=torch.tensor(float(label.numel())),
         meta=tuple(Meta(i, str(i), "memory", (height, width)) for i in range(size)),
     )
+
+
+def in_place(given: Batch) -> Batch:
+    """The batch, whose images are whole files."""
+    size = tuple(given.label.shape[-2:])
+    geometry = {"resized": size, "window": (0, 0, *size), "flip": False}
+    return replace(given, meta=tuple(replace(meta, geometry=geometry) for meta in given.meta))
 
 
 def method(name: str, net: SegModel | None = None, **settings: Any) -> Any:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from segue.methods.base import METHODS
+from segue.presets import presets
 
 
 def trained_methods() -> list[str]:
@@ -13,10 +14,21 @@ def trained_methods() -> list[str]:
     return [name for name in METHODS.names() if METHODS.get(name).trains]
 
 
+def presets_beside(*published: str) -> list[str]:
+    """Presets that no other one contains (``dacs`` is ``self_training``, ``daformer`` a part of ``mic``), and these."""
+    return ["mic", "dida", *published]
+
+
 def recipe(data: Path, method: str = "supervised", **train: Any) -> dict[str, Any]:
-    """Two stages: a short supervised one, then ``method`` from its weights."""
-    needs = METHODS.get(method).needs
-    labelled = METHODS.get(method).uses_labels
+    """Two stages: a short supervised one, then ``method``, a registered one or a preset, from its weights."""
+    chosen: dict[str, Any] = {"method": method}
+    if method in presets():
+        # Bank updates and rare classes that so few small images can show.
+        chosen = {"preset": method, "streams": {"source": {"rare_class": {"min_px": 50}}}}
+        if method.startswith("dida"):
+            chosen["method"] = {"parts": {"instance_similarity": {"size": 20, "every_iterations": 2}}}
+    cls = METHODS.get("self_training" if method in presets() else method)
+    needs, labelled = cls.needs, cls.uses_labels
     streams = {name: "game:train" if name in labelled else "city:train" for name in needs}
     return {
         "name": "mini",
@@ -45,6 +57,6 @@ def recipe(data: Path, method: str = "supervised", **train: Any) -> dict[str, An
                 "data": {"source": "game:train"},
                 "train": {"iterations": 2},
             },
-            {"name": "second", "role": "adapted", "method": method, "data": streams, "start": "first"},
+            {"name": "second", "role": "adapted", **chosen, "data": streams, "start": "first"},
         ],
     }

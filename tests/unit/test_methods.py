@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from helpers.memory import batch, method, model
+from helpers.memory import batch, in_place, method, model
 from helpers.recipes import trained_methods
 from segue.data.batch import Batch
 from segue.errors import UserError
@@ -70,13 +70,28 @@ def test_frozen_passes_gradients_through_and_keeps_none() -> None:
     assert net.weight.requires_grad
 
 
-def test_pseudo_labels_are_weighted_image_by_image_and_margins_are_dropped() -> None:
-    built = method("self_training", threshold=0.0, ignore_top_px=3, ignore_bottom_px=5)
-    _, weight, logs = built.pseudo_label(batch(1))
-    assert float(weight[:, :3].sum() + weight[:, -5:].sum()) == 0
-    assert torch.equal(weight[:, 3:-5], torch.ones(2, 56, 96))
+def test_pseudo_labels_are_the_teachers_and_margins_are_dropped() -> None:
+    built = method("self_training", threshold=0.0, margin={"top": 3 / 64, "bottom": 5 / 64})
+    target, seen, logs = built.pseudo_label(in_place(batch(1)), 0)
+    assert target.weight is not None
+    assert float(target.weight[:, :3].sum() + target.weight[:, -5:].sum()) == 0
+    assert torch.equal(target.weight[:, 3:-5], torch.ones(2, 56, 96))
+    assert torch.equal(target.label, seen.upsample(seen.to_classes()).argmax(1))
+    assert torch.equal(target.image, batch(1).image)
     assert float(logs["share_kept"]) == 1
     assert float(logs["pseudo_histogram"].sum()) == pytest.approx(1)
+
+
+def test_the_teacher_sees_the_weak_view_and_the_student_never() -> None:
+    built = method("self_training", weak={"jitter_probability": 1, "blur_probability": 1})
+    shown: list[Tensor] = []
+    built.teacher.register_forward_pre_hook(lambda _, given: shown.append(given[0]))
+    target, _, _ = built.pseudo_label(batch(1), 4)
+    again, _, _ = built.pseudo_label(batch(1), 4)
+    built.pseudo_label(batch(1), 5)
+    assert torch.equal(target.image, batch(1).image)
+    assert torch.equal(shown[0], shown[1]) and torch.equal(again.label, target.label)
+    assert not torch.equal(shown[0], target.image) and not torch.equal(shown[0], shown[2])
 
 
 def test_mixing_pastes_source_pixels_with_their_labels_and_nothing_else() -> None:
@@ -87,30 +102,60 @@ def test_mixing_pastes_source_pixels_with_their_labels_and_nothing_else() -> Non
     target = Batch(
         target.image, pseudo, target.pixel, torch.full(target.label.shape, 0.25), target.label_count, target.meta
     )
-    mixed = built.mixed(source, target, 0)
-    pasted = (mixed.image == source.image).all(1)
+    mixed, pasted = built.mixed(source, target, 0)
+    assert torch.equal(pasted, (mixed.image == source.image).all(1))
     assert 0 < float(pasted.float().mean()) < 1
     assert torch.equal(mixed.image.permute(0, 2, 3, 1)[~pasted], target.image.permute(0, 2, 3, 1)[~pasted])
     assert torch.equal(mixed.label[pasted], source.label[pasted])
     assert (mixed.label[~pasted] == 6).all()
     assert (mixed.weight[pasted] == 1).all() and (mixed.weight[~pasted] == 0.25).all()
     assert not pasted[0, :16].any()
-    again = built.mixed(source, target, 0)
+    again, _ = built.mixed(source, target, 0)
     assert torch.equal(again.image, mixed.image)
-    assert not torch.equal(built.mixed(source, target, 1).image, mixed.image)
+    assert not torch.equal(built.mixed(source, target, 1)[0].image, mixed.image)
+
+
+@pytest.mark.parametrize("paste", ["image", "batch"])
+def test_unlabelled_source_is_pasted_in_the_published_form_alone(paste: str) -> None:
+    built = method("self_training", paste=paste)
+    source, (target, _, _) = batch(1), built.pseudo_label(batch(2), 0)
+    source.label[:, :32] = 255
+    unlabelled = 0
+    for iteration in range(12):
+        mixed, pasted = built.mixed(source, target, iteration)
+        unlabelled += int(pasted[:, :32].sum())
+        for label, chosen in zip(source.label, pasted, strict=True):
+            n = len((source.label if paste == "batch" else label[label != 255]).unique())
+            found = len(label[chosen].unique())
+            assert found <= (n + 1) // 2 and (paste == "batch" or found == (n + 1) // 2)
+        assert bool((mixed.label[pasted] == source.label[pasted]).all())
+    assert bool(unlabelled) == (paste == "batch")
+
+
+def test_nothing_is_pasted_from_where_source_has_no_picture() -> None:
+    built = method("self_training", paste="batch")
+    source, (target, _, _) = batch(1), built.pseudo_label(batch(2), 0)
+    source.pixel[:, 40:] = False
+    target.pixel[:, :, 80:] = False
+    for iteration in range(4):
+        mixed, pasted = built.mixed(source, target, iteration)
+        assert not pasted[:, 40:].any()
+        assert torch.equal(mixed.pixel, pasted | target.pixel)
+        assert (mixed.label[~mixed.pixel] == 255).all()
 
 
 def test_an_images_mixture_does_not_depend_on_the_batch_around_it() -> None:
     built = method("self_training")
-    source, target = batch(1), batch(2)
-    pseudo, weight, _ = built.pseudo_label(target)
-    whole = Batch(target.image, pseudo, target.pixel, weight, target.label_count, target.meta)
+    source, (whole, _, _) = batch(1), built.pseudo_label(batch(2), 5)
 
     def part(b: Batch) -> Batch:
         w = None if b.weight is None else b.weight[1:]
         return Batch(b.image[1:], b.label[1:], b.pixel[1:], w, b.label_count, b.meta[1:])
 
-    torch.testing.assert_close(built.mixed(part(source), part(whole), 5).image, built.mixed(source, whole, 5).image[1:])
+    alone, together = built.mixed(part(source), part(whole), 5)[0], built.mixed(source, whole, 5)[0]
+    torch.testing.assert_close(alone.image, together.image[1:])
+    assert alone.weight is not None and together.weight is not None
+    assert torch.equal(alone.label, together.label[1:]) and torch.equal(alone.weight, together.weight[1:])
 
 
 def test_fda_leaves_the_target_alone_when_the_entropy_is_off() -> None:

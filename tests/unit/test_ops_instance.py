@@ -13,7 +13,7 @@ from segue.ops import upsampling
 from segue.ops.bank import Bank, class_means, random_bank
 from segue.ops.instance import SimilarityConfig, gather_instances, instance_loss
 
-FORMS = [SimilarityConfig(), SimilarityConfig(published=True, smoothing=0.9)]
+FORMS = [SimilarityConfig(smoothing=0.9), SimilarityConfig(published=True, smoothing=0.9)]
 forms = pytest.mark.parametrize("similarity", FORMS, ids=["ours", "published"])
 SIZE = (48, 64)
 

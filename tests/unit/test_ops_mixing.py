@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from segue.ops.keys import generator
-from segue.ops.mixing import class_mask, confidence_weight, mix, without_margin
+from segue.ops.mixing import class_mask, confidence_weight, mix
 
 label_lists = st.lists(
     st.lists(st.sampled_from([0, 1, 2, 7, 18, 254, 255]), min_size=12, max_size=12), min_size=1, max_size=4
@@ -73,9 +73,3 @@ def test_confidence_weight_is_the_share_of_sure_pixels() -> None:
     pixel[0] = False
     torch.testing.assert_close(confidence_weight(prob, pixel=pixel).flatten(), torch.tensor([0.0, 1.0]))
     assert (prob * confidence_weight(prob)).shape == prob.shape
-
-
-def test_without_margin() -> None:
-    weight = without_margin(torch.ones(1, 10, 3), 2, 3)
-    assert weight[0, :, 0].tolist() == [0, 0, 1, 1, 1, 1, 1, 0, 0, 0]
-    assert torch.equal(without_margin(torch.ones(1, 4, 3), 0, 0), torch.ones(1, 4, 3))

@@ -357,6 +357,23 @@ def test_unfinished_failed_and_damaged_runs(finished: Path, tmp_path: Path) -> N
         report.write(tmp_path)
 
 
+def test_alarms_and_what_was_watched_are_shown(finished: Path, tmp_path: Path) -> None:
+    run = copy(finished, tmp_path)
+    assert "Watched without labels" not in page(run)
+    look = {f"watch/target/{name}": 0.5 for name in ("entropy", "confidence", "agreement")}
+    look |= {"watch/target/mass": [0.6, 0.4], "watch/target/share": [1.0, 0.0]}
+    rows = [look | {"iteration": t, "watch/target/part": t % 4} for t in range(8)]
+    broken = rows[0] | {"watch/target/mass": [0.1]}
+    with (run / "stages/1_adapt/metrics.jsonl").open("a") as file:
+        file.write("\n".join(map(json.dumps, [*rows, broken, {"iteration": 7, "alarm": "no"}])) + "\n")
+    html = page(run)
+    assert "No alarm was raised" in html and "target: mutual information" in html
+    with (run / "stages/1_adapt/metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"iteration": 8, "alarm": {"kind": "collapse", "text": "all is <road>"}}) + "\n")
+    html = page(run)
+    assert "all is &lt;road&gt;" in html and "No alarm was raised" not in html
+
+
 def test_seeds_show_the_median_and_agree_or_not(tmp_path: Path) -> None:
     run = make_run(tmp_path, (), seeds=[0, 1, 2], roles=ROLES)
     for seed, miou in ((0, 0.60), (1, 0.40), (2, 0.50)):

@@ -12,14 +12,30 @@ from typing import Annotated, Any
 import typer
 
 from segue import recipes
-from segue.cli import bench, compare, config, convert, data, doctor, evaluate, export, plan, predict, pseudo_label, tune
+from segue.cli import (
+    bank,
+    bench,
+    compare,
+    config,
+    convert,
+    data,
+    doctor,
+    evaluate,
+    export,
+    plan,
+    predict,
+    pseudo_label,
+    tune,
+)
 from segue.cli.options import Device, Overrides
 from segue.errors import DISK_FULL, Interrupted, UserError
+from segue.presets import presets
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 app.add_typer(bench.app, name="bench")
 app.add_typer(config.app, name="config")
 app.add_typer(data.app, name="data")
+app.command()(bank.bank)
 app.command()(convert.convert)
 app.command()(evaluate.evaluate)
 app.command()(export.export)
@@ -125,7 +141,9 @@ def report(folder: Annotated[Path, typer.Argument(help="Run folder.")]) -> None:
 
 @app.command("list")
 def list_names(
-    kind: Annotated[str, typer.Argument(help="methods, models, layouts, datasets, recipes, spaces or domains.")],
+    kind: Annotated[
+        str, typer.Argument(help="methods, parts, presets, models, layouts, datasets, recipes, spaces or domains.")
+    ],
 ) -> None:
     """Names that recipes can use."""
     for line in _names(kind):
@@ -135,6 +153,8 @@ def list_names(
 def _names(kind: str) -> list[str]:
     if kind == "recipes":
         return [f"{name:32} {_first_comment(path)}" for name, path in recipes.shipped().items()]
+    if kind == "presets":
+        return [f"{name:24} {_first_comment(path)}" for name, path in presets().items()]
     if kind == "spaces":
         from segue.labels import space_names
 
@@ -147,14 +167,16 @@ def _names(kind: str) -> list[str]:
         from segue.data.scenes import PRESETS
 
         return [*PRESETS, "random-SEED"]
-    if kind in ("methods", "models", "layouts"):
+    if kind in ("methods", "parts", "models", "layouts"):
         from segue.foreign.base import LAYOUTS
         from segue.methods.base import METHODS
+        from segue.methods.parts.base import PARTS
         from segue.models.base import MODELS
 
-        registry: Any = {"methods": METHODS, "models": MODELS, "layouts": LAYOUTS}[kind]
+        registry: Any = {"methods": METHODS, "parts": PARTS, "models": MODELS, "layouts": LAYOUTS}[kind]
         return [f"{name:24} {_first_line(registry.get(name).__doc__)}" for name in registry.names()]
-    raise UserError(f"cannot list {kind!r} (known: methods, models, layouts, datasets, recipes, spaces, domains)")
+    known = "methods, parts, presets, models, layouts, datasets, recipes, spaces, domains"
+    raise UserError(f"cannot list {kind!r} (known: {known})")
 
 
 def _first_line(text: str | None) -> str:

@@ -13,7 +13,7 @@ import torch
 from pydantic import ValidationError
 
 from segue import checkpoint
-from segue.config import Recipe, StageConfig, merge
+from segue.config import Recipe, StageConfig, merge_named
 from segue.data.dataset import Dataset, open_dataset
 from segue.data.loaders import Stream
 from segue.data.relabelled import Relabelled
@@ -21,6 +21,7 @@ from segue.data.statistics import class_pixels, tell
 from segue.hardware import Hardware
 from segue.labels import LabelSpace
 from segue.methods.base import METHODS, Method, MethodConfig
+from segue.methods.parts.base import part_configs
 from segue.models.base import MODELS, SegModel
 from segue.models.build import build_model
 from segue.ops.keys import seed_of
@@ -53,7 +54,7 @@ class Job:
 
 def model_config(recipe: Recipe, stage: StageConfig) -> dict[str, Any]:
     """Settings of a stage's model, checked against its class."""
-    data = merge(recipe.model, stage.model)
+    data = merge_named(recipe.model, stage.model)
     if "name" not in data:
         raise ConfigError(f"model needs a name (known: {', '.join(MODELS.names())})")
     cls = MODELS.get(data["name"])
@@ -71,11 +72,13 @@ def method_class(stage: StageConfig) -> type[Method]:
 
 def method_config(stage: StageConfig) -> MethodConfig:
     """Settings of a stage's method, checked against its class."""
-    cls = method_class(stage)
+    cls, where = method_class(stage), f"stages.{stage.name}.method"
     try:
-        return cls.Config.model_validate(stage.method)
+        config = cls.Config.model_validate(stage.method)
     except ValidationError as error:
-        raise ConfigError("\n".join(explain(error, cls.Config, f"stages.{stage.name}.method"))) from error
+        raise ConfigError("\n".join(explain(error, cls.Config, where))) from error
+    part_configs(config.parts, where)
+    return config
 
 
 def weights_source(job: Job, stage: StageConfig, source: str) -> Path:

@@ -14,6 +14,7 @@ from segue.jobs import sinks
 from segue.jobs.build import Job, build_method, method_class, method_config, model_config, weights_source
 from segue.labels import load_space
 from segue.models.build import build_model
+from segue.models.weights import require
 from segue.optim import build_optimizers
 from segue.recipes import ConfigError
 
@@ -24,7 +25,7 @@ def prepare(recipe: Recipe, folder: Path, hardware: Hardware) -> Job:
     faults = _setting_faults(recipe)
     built: set[str] = set()
     for stage in recipe.stages:
-        faults += _fault(_check_streams, job, stage)
+        faults += _fault(_check_streams, job, stage) + _fault(_check_weights, recipe, stage)
         for source in stage.sources:
             faults += _fault(weights_source, job, stage, source)
         if faults:  # the networks need settings without a fault
@@ -97,6 +98,10 @@ def _check_streams(job: Job, stage: StageConfig) -> None:
                     f"stage {stage.name!r}: {stream} {mixture.data!r} has no labels, the method needs them; label "
                     f"files, or models under 'pseudo_labels: {{{stream}: …}}', would give it some"
                 )
+
+
+def _check_weights(recipe: Recipe, stage: StageConfig) -> None:
+    require(model_config(recipe, stage).get("weights"))
 
 
 def _check_evaluation(job: Job, text: str) -> None:

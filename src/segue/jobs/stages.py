@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -48,6 +49,9 @@ def _run_stage(job: Job, stage: StageConfig, resume: bool) -> dict[str, Any]:
         labels=job.labels,
         info={"run": str(job.folder), "stage": stage.name, "recipe": job.recipe.name, "chosen": "last"},
         progress=Progress(stage.name) if job.hardware.rank == 0 else None,
+        watch=_watched(stage, method),
+        trained=stage.start is not None,
+        warn=_warn,
         rank=job.hardware.rank,
         world=job.hardware.world,
     )
@@ -68,6 +72,16 @@ def _run_stage(job: Job, stage: StageConfig, resume: bool) -> dict[str, Any]:
         )
     job.hardware.barrier()  # the next stage of every rank starts from what rank 0 has written
     return runs.read(folder / "stage.json")
+
+
+def _watched(stage: StageConfig, method: Method) -> tuple[str, ...]:
+    """Streams without labels of their own."""
+    return tuple(name for name in stage.data if name not in method.uses_labels or name in stage.pseudo_labels)
+
+
+def _warn(text: str) -> None:
+    lead = "\r\x1b[2K" if sys.stderr.isatty() else ""  # in the place of the progress line
+    print(f"{lead}warning: {text}", file=sys.stderr, flush=True)
 
 
 def _label(job: Job, stage: StageConfig) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from segue.data.batch import Batch
 from segue.labels import LabelSpace
 from segue.methods.base import METHODS, Batches, Method, MethodConfig, Terms, frozen
 from segue.methods.levels import MAIN, Levels, level_logits, require_levels, without_graph
+from segue.methods.parts.base import View
 from segue.models.base import Output, SegModel
 from segue.models.discriminators import Discriminator
 from segue.ops.domains import CHANCE, SOURCE, DomainLoss, balanced_accuracy, discriminator_loss, domain_loss
@@ -52,6 +53,7 @@ class Adversarial(Method):
     Config = AdversarialConfig
     config: AdversarialConfig
     needs = ("source", "target")
+    views = ("source", "target")
 
     def __init__(
         self, config: AdversarialConfig, model: SegModel, labels: LabelSpace, references: Mapping[str, SegModel]
@@ -62,17 +64,18 @@ class Adversarial(Method):
 
     def networks(self) -> dict[str, nn.Module]:
         """The model, and all discriminators under one optimiser."""
-        return {"model": self.model, "discriminator": self.discriminator}
+        return super().networks() | {"discriminator": self.discriminator}
 
     def losses(self, batches: Batches, iteration: int) -> Iterator[Terms]:
-        """One graph for source labels, one for all levels' adversarial terms, one for each discriminator."""
+        """Graphs: source labels; adversarial terms of all levels; each discriminator. Then those of parts."""
         source, target = batches["source"], batches["target"]
-        terms, on_source = self._supervised(source)
+        terms, on_source = self._supervised(source, iteration)
         yield terms
-        terms, on_target = self._adversarial(target)
+        terms, on_target = self._adversarial(target, iteration)
         yield terms
         for name in self.config.levels:
             yield self.discriminate(name, (on_source, on_target), (source.pixel, target.pixel))
+        yield from self.part_graphs(batches, iteration)
 
     def discriminate(self, name: str, outputs: tuple[Output, Output], pixels: tuple[Tensor, Tensor]) -> Terms:
         """Loss of one level's discriminator on (source, target), with how well it tells them apart.
@@ -100,15 +103,16 @@ class Adversarial(Method):
         return found
 
     # The two below return what later graphs need, so that no local of the generator keeps a graph's tensors alive.
-    def _supervised(self, source: Batch) -> tuple[Terms, Output]:
+    def _supervised(self, source: Batch, iteration: int) -> tuple[Terms, Output]:
         output = self.model(source.image)
-        return Terms(source=self.supervised(output, source, self.config.criterion)), without_graph(output)
+        terms = Terms(source=self.supervised(output, source, self.config.criterion))
+        return self.joined(terms, View("source", source, output, iteration)), without_graph(output)
 
-    def _adversarial(self, target: Batch) -> tuple[Terms, Output]:
+    def _adversarial(self, target: Batch, iteration: int) -> tuple[Terms, Output]:
         output, levels = self.model(target.image), self.config.levels
         terms = Terms()
         with frozen(self.discriminator):
             for name, shown in self.maps(output, tuple(levels), target.pixel).items():
                 loss = domain_loss(self.discriminator[name](shown), SOURCE, target.pixel, self.config.loss)
                 terms[f"adversarial_{name}"] = levels[name] * loss
-        return terms, without_graph(output)
+        return self.joined(terms, View("target", target, output, iteration)), without_graph(output)

@@ -6,15 +6,17 @@ for the next. A method never sees devices, precision, accumulation, ranks, loggi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from segue.data.batch import Batch
 from segue.labels import LabelSpace
+from segue.methods.parts.base import Parts, View
 from segue.models.base import Output, SegModel
 from segue.ops.keys import generator
 from segue.ops.losses import CriterionConfig, segmentation
@@ -40,18 +42,21 @@ class MethodConfig(Settings):
 
     name: str
     """Registered name, see ``segue list methods``."""
+    parts: dict[str, dict[str, Any] | None] = Field(default_factory=dict)
+    """Name of a part (``segue list parts``) -> its settings; null switches one off that a preset has on."""
 
 
 class Method(nn.Module):
     """Base of all methods. Teachers, discriminators, banks and counters are submodules or buffers: saved by themselves.
 
-    ``needs``: the streams it trains on. ``uses_labels``: which of them must be labelled. ``trains``: whether there is
-    anything to train.
+    ``needs``: the streams it trains on. ``uses_labels``: which of them must be labelled. ``views``: the graphs that it
+    shows its parts. ``trains``: whether there is anything to train.
     """
 
     Config: type[MethodConfig] = MethodConfig
     needs: ClassVar[tuple[str, ...]] = ("source",)
     uses_labels: ClassVar[tuple[str, ...]] = ("source",)
+    views: ClassVar[tuple[str, ...]] = ()
     trains: ClassVar[bool] = True
 
     def __init__(
@@ -63,10 +68,14 @@ class Method(nn.Module):
         self.labels = labels
         self.references = dict(references)  # frozen, stored by path and hash: not part of the state
         self.key: tuple[int | str, ...] = (0,)  # (run seed, stage), set by the engine
+        # Rows (n,…) of this device -> those of all, for state that must not differ between them; set by the engine. All
+        # call it together, with equal shapes; the order of rows is not that of the batch (sort by ``meta.uid``).
+        self.gather: Callable[[Tensor], Tensor] = _alone
+        self.parts = Parts(config.parts, self)
 
     def networks(self) -> dict[str, nn.Module]:
         """Networks that have an optimiser, by name; ``model`` is the one that is evaluated."""
-        return {"model": self.model}
+        return {"model": self.model, **self.parts.networks()}
 
     def losses(self, batches: Batches, iteration: int) -> Iterator[Terms]:
         """Yield loss terms, one graph a yield. Batches are on the device, images float 0..1."""
@@ -78,8 +87,23 @@ class Method(nn.Module):
             output, batch.label, batch.weight, criterion, pixel=batch.pixel, denominator=batch.label_count
         )
 
+    def taught(self, batch: Batch, criterion: CriterionConfig, iteration: int) -> Terms:
+        """The graph of given labels, ``source``, with what parts add to it; nothing of it is kept."""
+        output = self.model(batch.image)
+        terms = Terms(source=self.supervised(output, batch, criterion))
+        return self.joined(terms, View("source", batch, output, iteration))
+
+    def joined(self, terms: Terms, view: View) -> Terms:
+        """The terms of one graph together with those that parts add to it."""
+        return self.parts.join(terms, view, self)
+
+    def part_graphs(self, batches: Batches, iteration: int) -> Iterator[Terms]:
+        """Graphs of the parts' own, for the end of ``losses``."""
+        return self.parts.graphs(batches, self, iteration)
+
     def prepare(self, streams: Mapping[str, object]) -> None:
         """Once before iteration 0, not on resume."""
+        self.parts.prepare(self, streams)
 
     def finish(self, streams: Mapping[str, object]) -> None:
         """Once after the last iteration."""
@@ -89,6 +113,7 @@ class Method(nn.Module):
 
     def after_step(self, iteration: int) -> None:
         """After the optimisers' step; not called for a skipped step."""
+        self.parts.after_step(self, iteration)
 
     def predictor(self) -> SegModel:
         """The network that is exported."""
@@ -101,6 +126,10 @@ class Method(nn.Module):
     def draw(self, name: str, iteration: int, image: int = -1) -> torch.Generator:
         """Generator for one named random draw: (run seed, stage, name, iteration, image uid)."""
         return generator(*self.key, name, iteration, image)
+
+
+def _alone(rows: Tensor) -> Tensor:
+    return rows
 
 
 @contextmanager

@@ -7,6 +7,7 @@ Yang & Soatto, "FDA: Fourier Domain Adaptation for Semantic Segmentation", CVPR 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from pydantic import Field
 from torch import Tensor
@@ -51,13 +52,14 @@ class FDA(Method):
     Config = FDAConfig
     config: FDAConfig
     needs = ("source", "target")
+    views = ("source",)
 
     def losses(self, batches: Batches, iteration: int) -> Iterator[Terms]:
-        """Two graphs: source in target style; target entropy."""
+        """Two graphs: source in target style; target entropy. Then those of parts."""
         source, target = batches["source"], batches["target"]
-        styled = in_style_of(target, source, self.config.beta)
-        yield Terms(source=self.supervised(self.model(styled), source, self.config.criterion))
+        source = replace(source, image=in_style_of(target, source, self.config.beta))
+        yield self.taught(source, self.config.criterion, iteration)
         if self.config.entropy_weight and iteration >= self.config.entropy_from_iteration:
-            output = self.model(target.image)
-            term = robust_entropy(output, target.pixel, self.config.eta)
-            yield Terms(entropy=self.config.entropy_weight * term)
+            weight, eta = self.config.entropy_weight, self.config.eta
+            yield Terms(entropy=weight * robust_entropy(self.model(target.image), target.pixel, eta))
+        yield from self.part_graphs({"source": source, "target": target}, iteration)

@@ -38,9 +38,15 @@ def level_logits(output: Output, names: Iterable[str]) -> dict[str, Tensor]:
 
 
 def require_levels(model: SegModel, names: Iterable[str]) -> None:
-    """``UserError`` when the model has no such level; nothing is computed, and no statistics change."""
+    """``UserError`` when the model has no such level."""
+    level_logits(outline(model), names)
+
+
+def outline(model: SegModel) -> Output:
+    """Shapes of what a model gives in training; nothing is computed, and no statistics change."""
     twin = copy.deepcopy(model).to("meta").train()
-    level_logits(twin(torch.empty(1, 3, 64, 64, device="meta")), names)
+    output: Output = twin(torch.empty(2, 3, 64, 64, device="meta"))  # two: norms of 1x1 maps need more than one value
+    return output
 
 
 def without_graph(output: Output) -> Output:

@@ -11,9 +11,11 @@ from collections.abc import Iterator, Mapping
 
 from pydantic import Field
 
+from segue.data.batch import Batch
 from segue.labels import LabelSpace
 from segue.methods.base import METHODS, Batches, Method, MethodConfig, Terms
 from segue.methods.levels import MAIN, Levels, level_logits, require_levels
+from segue.methods.parts.base import View
 from segue.models.base import SegModel
 from segue.ops.entropy import mean_entropy
 from segue.ops.losses import CriterionConfig
@@ -34,6 +36,7 @@ class MinEnt(Method):
     Config = MinEntConfig
     config: MinEntConfig
     needs = ("source", "target")
+    views = ("source", "target")
 
     def __init__(
         self, config: MinEntConfig, model: SegModel, labels: LabelSpace, references: Mapping[str, SegModel]
@@ -42,11 +45,14 @@ class MinEnt(Method):
         require_levels(model, config.levels)
 
     def losses(self, batches: Batches, iteration: int) -> Iterator[Terms]:
-        """Two graphs: source labels; entropy of every level on target images."""
+        """Two graphs: source labels; entropy of every level on target images. Then those of parts."""
         source, target = batches["source"], batches["target"]
-        yield Terms(source=self.supervised(self.model(source.image), source, self.config.criterion))
-        output = self.model(target.image)
-        terms = Terms()
+        yield self.taught(source, self.config.criterion, iteration)
+        yield self._entropy(target, iteration)
+        yield from self.part_graphs(batches, iteration)
+
+    def _entropy(self, target: Batch, iteration: int) -> Terms:
+        output, terms = self.model(target.image), Terms()
         for name, logits in level_logits(output, self.config.levels).items():
             terms[f"entropy_{name}"] = self.config.levels[name] * mean_entropy(output, logits, target.pixel)
-        yield terms
+        return self.joined(terms, View("target", target, output, iteration))

@@ -9,11 +9,14 @@ target image to lend the style; here the target images of the iteration lend it.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from pydantic import Field
 
+from segue.data.batch import Batch
 from segue.methods.base import METHODS, Batches, Method, MethodConfig, Terms
 from segue.methods.fda import in_style_of
+from segue.methods.parts.base import View
 from segue.ops.entropy import robust_entropy
 from segue.ops.losses import CriterionConfig
 
@@ -40,14 +43,20 @@ class PseudoLabels(Method):
     config: PseudoLabelsConfig
     needs = ("source", "target")
     uses_labels = ("source", "target")
+    views = ("source", "target")
 
     def losses(self, batches: Batches, iteration: int) -> Iterator[Terms]:
-        """Two graphs: source, in target style; pseudo-labels and entropy of the target."""
+        """Two graphs: source, in target style; pseudo-labels and entropy of the target. Then those of parts."""
         given, source, target = self.config, batches["source"], batches["target"]
-        image = source.image if given.beta is None else in_style_of(target, source, given.beta)
-        yield Terms(source=self.supervised(self.model(image), source, given.criterion))
-        output = self.model(target.image)
+        if given.beta is not None:
+            source = replace(source, image=in_style_of(target, source, given.beta))
+        yield self.taught(source, given.criterion, iteration)
+        yield self._target(target, iteration)
+        yield from self.part_graphs({"source": source, "target": target}, iteration)
+
+    def _target(self, target: Batch, iteration: int) -> Terms:
+        given, output = self.config, self.model(target.image)
         terms = Terms(pseudo=given.pseudo_weight * self.supervised(output, target, given.criterion))
         if given.entropy_weight:
             terms["entropy"] = given.entropy_weight * robust_entropy(output, target.pixel, given.eta)
-        yield terms
+        return self.joined(terms, View("target", target, output, iteration))

@@ -23,8 +23,9 @@ class Supervised(Method):
 
     Config = SupervisedConfig
     config: SupervisedConfig
+    views = ("source",)
 
     def losses(self, batches: Batches, iteration: int) -> Iterator[Terms]:
-        """One graph: the supervised loss."""
-        batch = batches["source"]
-        yield Terms(source=self.supervised(self.model(batch.image), batch, self.config.criterion))
+        """One graph: the supervised loss; then those of parts."""
+        yield self.taught(batches["source"], self.config.criterion, iteration)
+        yield from self.part_graphs(batches, iteration)

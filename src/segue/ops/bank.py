@@ -41,15 +41,15 @@ def class_means(
     with torch.autocast(embedding.device.type, enabled=False):
         embedding = full(embedding)
         cells, weights = Upsampling(embedding, size, align_corners).footprint()
-        number = embedding.shape[-2] * embedding.shape[-1]
+        number, weight = embedding.shape[-2] * embedding.shape[-1], weights.flatten()
         means, pixels = [], []
         for e, one in zip(embedding.flatten(2), label, strict=True):
-            ids = torch.where((one >= 0) & (one < num_classes), one, num_classes)  # the last row is thrown away
-            share = e.new_zeros((num_classes + 1) * number)
-            share.scatter_add_(0, (ids * number + cells).flatten(), weights.flatten())
-            count = torch.zeros(num_classes + 1, dtype=torch.int64, device=label.device)
-            count = count.scatter_add_(0, ids.flatten(), torch.ones_like(ids).flatten())[:-1]
-            means.append(share.view(-1, number)[:-1] @ e.t() / at_least_one(count).unsqueeze(1))
+            ids = one.clamp(-1, num_classes).add_(1)  # the first row and the last are thrown away
+            share = e.new_zeros((num_classes + 2) * number)
+            share.scatter_add_(0, (cells + ids * number).flatten(), weight)
+            count = torch.zeros(num_classes + 2, dtype=torch.int64, device=label.device)
+            count = count.scatter_add_(0, ids.flatten(), torch.ones_like(ids).flatten())[1:-1]
+            means.append(share.view(-1, number)[1:-1] @ e.t() / at_least_one(count).unsqueeze(1))
             pixels.append(count)
     return torch.stack(means), torch.stack(pixels)
 

@@ -39,8 +39,8 @@ class SimilarityConfig(Settings):
     """Temperature of the teacher's similarities, unless ``published``; 0.1 in SimMatch."""
     strong_temperature: float = Field(default=0.1, gt=0)
     """Temperature of the student's similarities, unless ``published``; 0.1 in SimMatch."""
-    smoothing: float = Field(default=0.9, ge=0, le=1)
-    """Share of the classifier's own probabilities after gathering; 1 gathers nothing. 0.9 in SimMatch, 1 in DIDA."""
+    smoothing: float = Field(default=1.0, ge=0, le=1)
+    """Share of the classifier's own probabilities after gathering; 1, as in DIDA, gathers nothing. 0.9 in SimMatch."""
     epsilon: float = Field(default=1e-10, gt=0)
     """``published``: added to probabilities before the logarithm; 1e-10 in DIDA's code."""
 

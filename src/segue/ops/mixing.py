@@ -66,11 +66,3 @@ def confidence_weight(
     if per == "batch":
         sure, count = sure.sum(0, keepdim=True).expand_as(sure), count.sum(0, keepdim=True).expand_as(count)
     return sure / count.clamp(min=1)
-
-
-def without_margin(weight: Tensor, top_px: int, bottom_px: int) -> Tensor:
-    """Weight map (N,H,W) with 0 in the first and last rows (DAFormer: 15 and 120 on Cityscapes at 1024x512)."""
-    weight = weight.clone()
-    weight[:, :top_px] = 0
-    weight[:, weight.shape[1] - bottom_px :] = 0
-    return weight

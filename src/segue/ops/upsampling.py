@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -42,8 +43,8 @@ class Upsampling:
     """From the grid of ``like`` (…,h,w) to ``size`` (H,W), in its dtype and on its device."""
 
     def __init__(self, like: Tensor, size: tuple[int, int], align_corners: bool) -> None:
-        self.rows = _Axis(like.shape[-2], size[0], align_corners, like)
-        self.columns = _Axis(like.shape[-1], size[1], align_corners, like)
+        self.rows = _axis(like.shape[-2], size[0], align_corners, like.dtype, like.device)
+        self.columns = _axis(like.shape[-1], size[1], align_corners, like.dtype, like.device)
 
     def tile(self, x: Tensor, at: Tile) -> Tensor:
         """The tile ``at`` of U x: (K,h,w) to (K,rows,columns)."""
@@ -57,25 +58,31 @@ class Upsampling:
 
     def footprint(self) -> tuple[Tensor, Tensor]:
         """The cells of the grid that make each pixel, flat indices (4,H,W), and their weights (4,H,W)."""
-        (rows, row_weights), (columns, column_weights) = self.rows.taps(), self.columns.taps()
-        cells = rows[:, None, :, None] * self.columns.weights.shape[1] + columns[None, :, None, :]
-        return cells.flatten(0, 1), (row_weights[:, None, :, None] * column_weights[None, :, None, :]).flatten(0, 1)
+        rows, columns = self.rows.cells * self.columns.weights.shape[1], self.columns.cells
+        cells = rows[:, None, :, None] + columns[None, :, None, :]
+        weights = self.rows.taps[:, None, :, None] * self.columns.taps[None, :, None, :]
+        return cells.flatten(0, 1), weights.flatten(0, 1)
 
 
 class _Axis:
-    def __init__(self, old: int, new: int, align_corners: bool, like: Tensor) -> None:
-        eye = torch.eye(old, dtype=like.dtype).view(1, 1, old, old)
-        weights = bilinear(eye, (new, old), align_corners)[0, 0]
+    """``weights`` (new,old), of which a row has two at most: ``taps`` (2,new) at ``cells`` (2,new)."""
+
+    def __init__(self, weights: Tensor, device: torch.device) -> None:
         used = weights != 0
-        self.first = used.int().argmax(1).tolist()  # of every new position, on the host: no wait for the device
-        self.last = (old - 1 - used.flip(1).int().argmax(1)).tolist()
-        self.weights = weights.to(like.device)
+        first, last = used.int().argmax(1), weights.shape[1] - 1 - used.flip(1).int().argmax(1)
+        self.first, self.last = first.tolist(), last.tolist()  # on the host: no wait for the device
+        tap = weights.gather(1, first.unsqueeze(1)).t()
+        self.weights = weights.to(device)
+        self.cells = torch.stack([first, (first + 1).clamp(max=weights.shape[1] - 1)]).to(device)
+        self.taps = torch.cat([tap, 1 - tap]).to(device)
 
     def block(self, new: slice) -> tuple[Tensor, slice]:
         old = slice(self.first[new.start], self.last[new.stop - 1] + 1)
         return self.weights[new, old], old
 
-    def taps(self) -> tuple[Tensor, Tensor]:
-        first = torch.tensor(self.first, device=self.weights.device).unsqueeze(0)
-        weight = self.weights.t().gather(0, first)
-        return torch.cat([first, (first + 1).clamp(max=self.weights.shape[1] - 1)]), torch.cat([weight, 1 - weight])
+
+@lru_cache(maxsize=32)
+def _axis(old: int, new: int, align_corners: bool, dtype: torch.dtype, device: torch.device) -> _Axis:
+    with torch.inference_mode(False), torch.no_grad():  # a cached inference tensor could not be saved for a backward
+        eye = torch.eye(old, dtype=dtype).view(1, 1, old, old)
+        return _Axis(bilinear(eye, (new, old), align_corners)[0, 0], device)

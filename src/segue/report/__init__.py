@@ -21,7 +21,8 @@ What is read, all shares and scores as fractions 0..1 (NaN is null):
     are any ``references`` {name: stage or file}, ``pseudo_labels`` {stream: {``DATASET:split``: {``share_kept``}}}.
 ``stages/<k>_<name>/metrics.jsonl``
     One object a line with ``iteration`` and any of ``loss/<term>``, ``miou/<DATASET:split>``, ``log/share_kept``,
-    ``log/pseudo_histogram`` (a share for each class). Broken lines are skipped.
+    ``log/pseudo_histogram`` (a share for each class), ``watch/<stream>/<number>`` (``segue.alarms.Look``), ``alarm``
+    {``text``}. Broken lines are skipped.
 ``stages/<k>_<name>/per_image_<DATASET>_<split>.npz``
     Counts of every image for the bootstrap, see ``segue.scoring.bootstrap``.
 ``samples/<DATASET>_<split>/`` and ``stages/<k>_<name>/images/<DATASET>_<split>/<id>.png``

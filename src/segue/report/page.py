@@ -89,6 +89,9 @@ def _context(run: Run, shown: Run, verdict: Verdict) -> dict[str, Any]:
         "curves": _score_curve(shown, compared),
         "losses": [(c.stage.name, *loss) for c in compared for loss in _losses(c.stage)],
         "health": [h | {"chart": _kept(h)} for h in health],
+        "watched": [
+            w | {"charts": _watched(w)} for s in shown.stages[: tables.MAX_COMPARED] if (w := tables.watched(s))
+        ],
         "environment": tables.environment({**run.info, "cpu_s": run.info.get("cpu_s", run.result.get("cpu_s"))}),
         "config": run.config[:MAX_CONFIG] + ("\n…" if len(run.config) > MAX_CONFIG else ""),
         "notes": _notes(run),
@@ -190,6 +193,11 @@ def _losses(stage: Stage) -> list[tuple[str, Markup]]:
         if len(found) > 1:
             out.append((name, charts.line_chart([charts.Series(name, found, "c-ink")])))
     return out
+
+
+def _watched(found: dict[str, Any]) -> list[tuple[str, Markup]]:
+    lines = [(f"{clip(s, 30)}: {n}", points) for s, by_name in found["curves"].items() for n, points in by_name.items()]
+    return [(n, charts.line_chart([charts.Series(n, p, "c-adapted")], 380, 170)) for n, p in lines[:MAX_TERMS]]
 
 
 def _kept(health: dict[str, Any]) -> Markup:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from segue.alarms import curves, looks_of
 from segue.report.charts import row_shares
 from segue.report.read import ROLES, Evaluation, Run, Stage, number
 from segue.report.verdict import median_seed
@@ -169,6 +170,14 @@ def pseudo_health(run: Run, stage: Stage) -> dict[str, Any] | None:
     top = max((max(r["share"], r["prior"] or 0.0) for r in rows), default=0.0)
     starved_names = [r["name"] for r in rows if r["starved"]]
     return {"stage": stage.name, "kept": kept, "rows": rows, "top": top or 1.0, "starved": starved_names}
+
+
+def watched(stage: Stage) -> dict[str, Any] | None:
+    """Alarms of a stage, and what they were raised from by stream; None when nothing was watched."""
+    found = [row["alarm"] for row in stage.rows if isinstance(row.get("alarm"), dict)]
+    alarms = [str(alarm.get("text", "")) for alarm in found][:MAX_ROWS]
+    lines = curves(looks_of(stage.rows))
+    return {"stage": stage.name, "alarms": alarms, "curves": lines} if alarms or lines else None
 
 
 def environment(info: Mapping[str, Any]) -> list[tuple[str, str]]:

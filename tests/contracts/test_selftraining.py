@@ -1,0 +1,52 @@
+"""Every registered model under supervised training and the presets, by the engine, three iterations each."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from helpers.recipes import recipe
+from segue import api
+from segue.models.base import MODELS
+from segue.presets import presets
+
+TERMS = {
+    "supervised": {"source"},
+    "dacs": {"source", "mixed"},
+    "daformer": {"source", "feature_distance", "mixed"},
+    "mic": {"source", "feature_distance", "mixed", "masked"},
+    "dida": {"source", "feature_distance", "mixed", "instance_similarity"},
+    "dida_as_published": {"source", "feature_distance", "mixed", "instance_similarity"},
+}
+"""Losses of each."""
+
+
+def given(data: Path, model: str) -> dict[str, Any]:
+    """One stage a preset, all from the network as it is first built."""
+    found = recipe(data, iterations=3, evaluate_every=None, log_every=1)
+    stages = []
+    for name in TERMS:
+        stage = recipe(data, name)["stages"][1]
+        stages.append({**stage, "name": name, "start": None, "role": None})
+    cls = MODELS.get(model)
+    return {**found, "model": {"name": model, **cls.tiny()}, "evaluate": {"data": []}, "stages": stages}
+
+
+def test_every_preset_is_here() -> None:
+    assert set(TERMS) == {"supervised", *presets()}
+
+
+@pytest.mark.parametrize("model", MODELS.names())
+def test_a_model_trains_under_every_preset(model: str, scene_data: Path, tmp_path: Path) -> None:
+    api.run(given(scene_data, model), tmp_path / "run", device="cpu")
+    for number, (name, terms) in enumerate(TERMS.items()):
+        lines = (tmp_path / f"run/stages/{number}_{name}/metrics.jsonl").read_text().splitlines()
+        rows = [row for row in map(json.loads, lines) if "lr" in row]
+        assert len(rows) == 3
+        for row in rows:
+            found = {key.removeprefix("loss/") for key in row if key.startswith("loss/")}
+            assert found == terms, name
+            assert all(abs(row[f"loss/{term}"]) < 1e6 for term in terms), name

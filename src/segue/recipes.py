@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from segue.config import Recipe, merge
 from segue.errors import UserError
 from segue.labels import nearest
+from segue.presets import fragment
 from segue.settings import explain
 
 ENV_PREFIX = "SEGUE__"
@@ -97,6 +98,11 @@ def collect(
         settings.append(("command line", key, value))
     for source, key, value in settings:
         why[_override(data, key, _value(key, value))] = source
+    stages = data.get("stages")
+    for number, stage in enumerate(stages if isinstance(stages, list) else ()):
+        if isinstance(stage, dict) and stage.get("preset") is not None:
+            given = _leaves(fragment(str(stage["preset"])), f"stages.{number}")
+            why = dict.fromkeys(given, f"preset {stage['preset']}") | why
     return data, why
 
 

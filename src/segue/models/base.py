@@ -108,7 +108,7 @@ class ModelConfig(Settings):
     name: str
     """Registered name, see ``segue list models``."""
     weights: str | None = None
-    """Start of the encoder: ``none``/null, ``imagenet`` (timm, or Hugging Face for Mix Transformers), ``lite0-package``,
+    """Start of the encoder: ``none``/null, ``imagenet`` (timm; Hugging Face for Mix Transformers), ``lite0-package``,
     or a file."""
     freeze: tuple[str, ...] = ()
     """Regular expressions; parameters whose name matches one are not trained and their norm layers stay in eval."""

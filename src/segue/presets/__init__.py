@@ -26,14 +26,15 @@ def presets() -> dict[str, Path]:
 def applied(stages: list[Any], merge: Merge) -> list[Any]:
     """Stages with their presets written out; ``UserError`` when there is none of that name."""
     return [
-        merge(_read(str(stage["preset"])), {key: value for key, value in stage.items() if key != "preset"})
+        merge(fragment(str(stage["preset"])), {key: value for key, value in stage.items() if key != "preset"})
         if isinstance(stage, dict) and stage.get("preset") is not None
         else stage
         for stage in stages
     ]
 
 
-def _read(name: str) -> dict[str, Any]:
+def fragment(name: str) -> dict[str, Any]:
+    """The settings of a stage that a preset stands for; ``UserError`` when there is none of that name."""
     known = presets()
     if name not in known:
         raise UserError(f"unknown preset {name!r}{nearest(name, list(known))}")

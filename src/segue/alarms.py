@@ -5,8 +5,8 @@ each part, so two readings are of the same images and differ by the model alone;
 apart, one odd step of the optimiser moves it little. Three rules, each raised once (a class: once each):
 
 ``class_vanishing``
-    A class that had at least ``MIN_SHARE`` of the pixels, at the start or in any reading since, has less than
-    ``VANISHED`` of that.
+    A class that had at least ``MIN_SHARE`` of the pixels has less than ``VANISHED`` of that. It must have had them for
+    ``HELD`` rounds, or at a trained start, and then only while the mutual information (below) has not risen since.
 ``collapse``
     The effective number of predicted classes, e to the entropy of their shares, is below ``COLLAPSED`` of its largest.
 ``negative_transfer``
@@ -36,12 +36,14 @@ MIN_IMAGES = 32
 """Images that are watched at least."""
 MIN_PARTS = 4
 """Parts of them at least; no judgement before so many were looked at again."""
-MIN_SHARE = 0.005
+MIN_SHARE = 0.002
 """A class below this share of the pixels is too small to be missed."""
 VANISHED = 0.1
+HELD = 2
+"""Rounds of looks; norm statistics that settle show classes for less."""
 COLLAPSED = 0.6
 DROP = 0.05
-STANDARD_ERRORS = 3.0
+STANDARD_ERRORS = 4.0
 SETTLED = 0.25
 """Share of the training before which an untrained start is not judged: it predicts anything."""
 PREFIX = "watch/"
@@ -105,6 +107,7 @@ class Alarm:
     classes: tuple[int, ...]
     """Of ``class_vanishing`` those that vanish, of ``collapse`` those that take over."""
     now: float
+    """Share of the pixels of all classes that vanish; effective number of classes; mutual information in nats."""
     before: float
 
     def text(self, classes: Sequence[str]) -> str:
@@ -112,7 +115,7 @@ class Alarm:
         names = ", ".join(classes[c] for c in self.classes)
         now, before = self.now, self.before
         what = {
-            "class_vanishing": f"{names} is vanishing: {now:.2%} of the pixels, once {before:.2%}",
+            "class_vanishing": f"vanishing from the predictions: {names}, {now:.2%} of the pixels, once {before:.2%}",
             "collapse": f"predictions collapse towards {names}: {now:.1f} effective classes, once {before:.1f}",
             "negative_transfer": "the model is probably becoming worse than it was at the start: "
             f"mutual information {now:.3f}, then {before:.3f}",
@@ -143,7 +146,7 @@ def curves(looks: Iterable[Look]) -> dict[str, dict[str, list[tuple[int, float]]
         reading = list(newest[look.stream].values())
         lines = out.setdefault(look.stream, {"mutual information": {}, "effective classes": {}})
         lines["mutual information"][look.iteration] = _information(reading)
-        lines["effective classes"][look.iteration] = effective_classes(np.array([k.share for k in reading]))
+        lines["effective classes"][look.iteration] = effective_classes(_share(reading))
     return {stream: {name: list(line.items()) for name, line in lines.items()} for stream, lines in out.items()}
 
 
@@ -153,8 +156,8 @@ def mutual_information(mass: F64, entropy: F64) -> float:
 
 
 def effective_classes(share: F64) -> float:
-    """e to the entropy of the mean class shares of the parts (P,C): 1 when all is one class."""
-    return math.exp(_entropy(share.mean(0)))
+    """e to the entropy of the class shares (C,): 1 when all is one class."""
+    return math.exp(_entropy(share))
 
 
 def _entropy(p: F64) -> float:
@@ -163,23 +166,29 @@ def _entropy(p: F64) -> float:
 
 
 @dataclass
-class _Reading:
-    """The newest look at each part; ``before`` is the look at the start."""
+class _Watched:
+    """What is remembered of a stream: looks at the start, the newest ones, and what was held since."""
 
     before: dict[int, Look] = field(default_factory=dict)
     newest: dict[int, Look] = field(default_factory=dict)
+    shares: list[F64] = field(default_factory=list)
+    """Class shares (C,) of the readings of the last ``HELD`` rounds."""
+    held: F64 | None = None
+    """Largest share of every class that readings kept for as long (C,)."""
+    effective: float = 0.0
+    """Largest effective number of classes."""
 
     def again(self) -> list[int]:
         """Parts that have been looked at since the start."""
         return [k for k in sorted(self.before) if self.newest[k].iteration > 0]
 
-
-@dataclass
-class _Peaks:
-    """Largest values so far: of every class's share by part (P,C), and of the effective number of classes."""
-
-    share: F64
-    effective: float
+    def remember(self, share: F64) -> None:
+        """Take the reading of a whole round."""
+        self.shares = [*self.shares[1 - HELD * len(self.before) :], share]
+        if len(self.shares) == HELD * len(self.before):
+            lowest = np.min(self.shares, axis=0)
+            self.held = lowest if self.held is None else np.maximum(self.held, lowest)
+        self.effective = max(self.effective, effective_classes(share))
 
 
 class Judge:
@@ -191,64 +200,53 @@ class Judge:
     def __init__(self, trained: bool, total_iterations: int) -> None:
         self.trained = trained
         self.settled = 0 if trained else SETTLED * total_iterations
-        self.readings: dict[str, _Reading] = {}
-        self.peaks: dict[str, _Peaks] = {}
+        self.watched: dict[str, _Watched] = {}
         self.raised: set[tuple[str, str, int]] = set()
 
     def add(self, look: Look) -> list[Alarm]:
         """Alarms of the newest look."""
-        reading = self.readings.setdefault(look.stream, _Reading())
-        reading.newest[look.part] = look
+        watched = self.watched.setdefault(look.stream, _Watched())
+        watched.newest[look.part] = look
         if look.iteration == 0:
-            reading.before[look.part] = look
-        parts = reading.again()
+            watched.before[look.part] = look
+        parts = watched.again()
         if len(parts) < MIN_PARTS or look.iteration < self.settled:
             return []
-        found = [*self._classes(look, reading, parts), *self._transfer(look, reading, parts)]
-        return [alarm for alarm in found if self._new(alarm)]
+        now, before = ([looks[k] for k in parts] for looks in (watched.newest, watched.before))
+        start, change, error = _change(now, before)
+        # A model that has become better informed has left mistakes of its start behind, and may be right in that.
+        at_start = _share(before) if self.trained and change <= 0 else np.zeros(len(look.share))
+        found = self._vanished(look, watched, _share(now), at_start)
+        if len(parts) == len(watched.before):
+            found += self._collapsed(look, watched, _share(now), _share(before))
+            watched.remember(_share(now))
+        if self.trained and change <= -max(DROP * start, STANDARD_ERRORS * error):
+            found.append(Alarm("negative_transfer", look.stream, look.iteration, (), start + change, start))
+        return [alarm for alarm in found if alarm.kind == "class_vanishing" or self._first(alarm.stream, alarm.kind)]
 
-    def _new(self, alarm: Alarm) -> bool:
-        which = alarm.classes[0] if alarm.kind == "class_vanishing" else -1
-        key = (alarm.stream, alarm.kind, which)
-        known = key in self.raised
-        self.raised.add(key)
+    def _first(self, stream: str, kind: str, number: int = -1) -> bool:
+        known = (stream, kind, number) in self.raised
+        self.raised.add((stream, kind, number))
         return not known
 
-    def _classes(self, look: Look, reading: _Reading, parts: list[int]) -> list[Alarm]:
-        now = _table(reading.newest, parts)
-        whole = len(parts) == len(reading.before)
-        if look.stream not in self.peaks:
-            if not (self.trained or whole):
-                return []
-            first = _table(reading.before if self.trained else reading.newest, sorted(reading.before))
-            self.peaks[look.stream] = _Peaks(first, effective_classes(first))
-        peaks = self.peaks[look.stream]
-        before = peaks.share[[sorted(reading.before).index(k) for k in parts]]
-        share, peak = now.mean(0), before.mean(0)
-        gone = np.flatnonzero((peak >= MIN_SHARE) & (share < VANISHED * peak))
-        out = [Alarm("class_vanishing", look.stream, look.iteration, (int(c),), share[c], peak[c]) for c in gone]
-        if not whole:
-            return out
-        effective = effective_classes(now)
-        if effective < COLLAPSED * peaks.effective:
-            largest = tuple(int(c) for c in np.argsort(-share, kind="stable")[: max(1, round(effective))])
-            out.append(Alarm("collapse", look.stream, look.iteration, largest, effective, peaks.effective))
-        peaks.share = np.where(share > peak, now, peaks.share)
-        peaks.effective = max(peaks.effective, effective)
-        return out
+    def _vanished(self, look: Look, watched: _Watched, share: F64, at_start: F64) -> list[Alarm]:
+        level = at_start if watched.held is None else np.maximum(at_start, watched.held)
+        gone = np.flatnonzero((level >= MIN_SHARE) & (share < VANISHED * level)).tolist()
+        fresh = [c for c in gone if self._first(look.stream, "class_vanishing", c)]
+        now, before = float(share[fresh].sum()), float(level[fresh].sum())
+        return [Alarm("class_vanishing", look.stream, look.iteration, tuple(fresh), now, before)] if fresh else []
 
-    def _transfer(self, look: Look, reading: _Reading, parts: list[int]) -> list[Alarm]:
-        if not self.trained:
+    def _collapsed(self, look: Look, watched: _Watched, share: F64, start: F64) -> list[Alarm]:
+        now, most = effective_classes(share), max(watched.effective, effective_classes(start) if self.trained else 0.0)
+        if now >= COLLAPSED * most:
             return []
-        now, before = ([looks[k] for k in parts] for looks in (reading.newest, reading.before))
-        start, change, error = _change(now, before)
-        if change > -max(DROP * start, STANDARD_ERRORS * error):
-            return []
-        return [Alarm("negative_transfer", look.stream, look.iteration, (), start + change, start)]
+        largest = np.argsort(-share, kind="stable")[: max(1, round(now))].tolist()
+        return [Alarm("collapse", look.stream, look.iteration, tuple(largest), now, most)]
 
 
-def _table(looks: Mapping[int, Look], parts: Sequence[int]) -> F64:
-    return np.array([looks[k].share for k in parts])
+def _share(looks: Sequence[Look]) -> F64:
+    mean: F64 = np.mean([k.share for k in looks], axis=0)
+    return mean
 
 
 def _information(looks: Sequence[Look]) -> float:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,14 +14,14 @@ from torch import nn
 
 from helpers.fingerprint import fingerprint
 from helpers.recipes import recipe
-from segue import recipes
+from segue import alarms, recipes
 from segue.alarms import Alarm, Judge, Look, effective_classes, looks_of, mutual_information
 from segue.data.batch import Batch, Meta
-from segue.engine import Place
-from segue.jobs import stages
 from segue.jobs.run import run
 from segue.labels import load_space
-from segue.models.base import MODELS, ModelConfig, Output, SegModel
+from segue.methods.base import Batches, Terms
+from segue.methods.minent import MinEnt
+from segue.models.base import ModelConfig, Output, SegModel
 from segue.watch import Lens, Watch
 
 SPACE = load_space("street7")
@@ -50,8 +50,8 @@ def judged(looks: list[Look], trained: bool = True) -> list[Alarm]:
 
 
 def test_noise_without_a_trend_raises_nothing() -> None:
-    """The documented rate is below one run in a hundred."""
-    assert sum(bool(judged(history(seed))) for seed in range(300)) <= 3
+    """A wobble of 5 % in every number of every look: at most two runs in a hundred, as documented."""
+    assert sum(bool(judged(history(seed))) for seed in range(150)) <= 3
 
 
 def test_a_class_that_fades_is_named_before_it_is_gone() -> None:
@@ -64,7 +64,7 @@ def test_a_class_that_fades_is_named_before_it_is_gone() -> None:
         assert [a.classes for a in found] == [(4,)]
         assert 0.5 < found[0].iteration / looks[-1].iteration < 0.8
         assert found[0].now < 0.1 * found[0].before
-        assert f"{SPACE.classes[4]} is vanishing" in found[0].text(SPACE.classes)
+        assert f"vanishing from the predictions: {SPACE.classes[4]}, " in found[0].text(SPACE.classes)
 
 
 def test_a_class_that_came_during_training_is_missed_too() -> None:
@@ -76,11 +76,30 @@ def test_a_class_that_came_during_training_is_missed_too() -> None:
     assert [a.classes for a in found] == [(3,)]
 
 
+def test_what_a_start_got_wrong_may_go_while_all_else_gets_clearer() -> None:
+    def improve(sure: float) -> list[Look]:
+        out = []
+        for look in history(3, edit=lambda time, s: s * np.where(np.arange(CLASSES) == 5, time == 0, 1)):
+            out.append(replace(look, entropy=look.entropy * (sure if look.iteration else 1)))
+        return out
+
+    assert judged(improve(0.5)) == []
+    assert {a.classes for a in judged(improve(1.0)) if a.kind == "class_vanishing"} == {(5,)}
+
+
 def test_a_tiny_class_is_not_missed() -> None:
     def without(time: float, share: np.ndarray) -> np.ndarray:
-        return share * np.where(np.arange(CLASSES) == 6, 0.2 if time == 0 else 0.0, 1)
+        return share * np.where(np.arange(CLASSES) == 6, 0.1 if time == 0 else 0.0, 1)
 
     assert not [a for a in judged(history(0, edit=without)) if a.kind == "class_vanishing"]
+
+
+def test_a_class_that_shows_for_a_moment_is_not_missed() -> None:
+    def flash(time: float, share: np.ndarray) -> np.ndarray:
+        return share * np.where(np.arange(CLASSES) == 4, 1.0 if 0.3 < time < 0.38 else 0.01, 1)
+
+    looks = history(2, edit=flash)
+    assert max(look.share[4] for look in looks) > 0.02 and judged(looks) == []
 
 
 def test_predictions_that_swell_into_one_class_collapse() -> None:
@@ -106,7 +125,7 @@ def test_information_is_that_of_its_definition() -> None:
     mean = np.array([0.75, 0.25])
     expected = -(mean * np.log(mean)).sum() - 0.5 * np.log(2)
     assert mutual_information(mass, np.array([np.log(2), 0.0])) == pytest.approx(expected)
-    assert effective_classes(np.full((3, 5), 0.2)) == pytest.approx(5)
+    assert effective_classes(np.full(5, 0.2)) == pytest.approx(5)
 
 
 def test_looks_survive_their_lines_and_damage() -> None:
@@ -119,7 +138,7 @@ def test_looks_survive_their_lines_and_damage() -> None:
 
 
 class ByColour(SegModel):
-    """Probabilities from the colour of a pixel alone, at stride 2; remembers that dropout or batch norm saw training."""
+    """Probabilities from the colour of a pixel alone, at stride 2; in training mode dropout and batch norm act."""
 
     multiple = 2
 
@@ -194,28 +213,32 @@ def test_watching_changes_no_weight(scene_data: Path, tmp_path: Path) -> None:
     assert "watch/" not in prints[1]["0_first/metrics"]
 
 
+@pytest.mark.parametrize("checkpoint_every", [5, 17])
 def test_an_alarm_is_told_written_and_repeated_by_a_resumed_run(
-    scene_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    checkpoint_every: int,
+    scene_data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    given = recipe(scene_data, "minent", watch_every=1, iterations=16, checkpoint_every=5, evaluate_every=None)
-    given["stages"][0]["train"] = {"iterations": 1}
-    given["stages"][1]["method"] = {"name": "minent", "levels": {"main": 50.0}}
-    given["optim"] = {"name": "adamw", "lr": 0.05}
+    """The last checkpoint before the kill at iteration 18 is before the alarm at 16, or after it."""
+    monkeypatch.setattr(alarms, "COLLAPSED", 10.0)  # whatever is predicted, once all 16 parts were looked at
+    train = {"watch_every": 1, "iterations": 20, "checkpoint_every": checkpoint_every, "evaluate_every": None}
+    given = recipe(scene_data, "minent", **train)
     run(recipes.load(given), tmp_path / "whole", device="cpu")
-    rows = [json.loads(line) for line in (tmp_path / "whole/stages/1_second/metrics.jsonl").read_text().splitlines()]
-    alarms = [row["alarm"] for row in rows if "alarm" in row]
-    assert alarms and all(f"warning: {a['text']}\n" in capsys.readouterr().err for a in alarms[:1])
-    first = next(row["iteration"] for row in rows if "alarm" in row)
+    lines = (tmp_path / "whole/stages/1_second/metrics.jsonl").read_text().splitlines()
+    (row,) = [row for row in map(json.loads, lines) if "alarm" in row]
+    assert row["iteration"] == 16 and row["alarm"]["kind"] == "collapse"
+    assert capsys.readouterr().err.count(f"warning: {row['alarm']['text']}\n") == 1
     with monkeypatch.context() as patch:
-        real = stages.fit
+        real = MinEnt.losses
 
-        def dying(*args: Any, **kwargs: Any) -> int:
-            place: Place = args[4]
-            if place.folder.name == "1_second":
-                args[0].after_step = lambda iteration: (_ for _ in ()).throw(Stop()) if iteration == first + 1 else None
-            return real(*args, **kwargs)
+        def dying(self: MinEnt, batches: Batches, iteration: int) -> Iterator[Terms]:
+            if iteration == 18:
+                raise Stop
+            yield from real(self, batches, iteration)
 
-        patch.setattr(stages, "fit", dying)
+        patch.setattr(MinEnt, "losses", dying)
         with pytest.raises(Stop):
             run(recipes.load(given), tmp_path / "killed", device="cpu")
     run(recipes.load(given), tmp_path / "killed", resume=True, device="cpu")

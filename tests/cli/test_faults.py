@@ -138,9 +138,11 @@ def seen_first_at(given: dict[str, Any], iteration: int) -> Path:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_truncated_image_in_mid_training(workers: int, trained: Path, own_data: Path, tmp_path: Path) -> None:
-    given = recipe(own_data, "fda", workers=workers)
+def test_truncated_image_in_mid_training(workers: int, own_data: Path, tmp_path: Path) -> None:
+    given = recipe(own_data, "fda", workers=workers, watch_every=None)  # the watch reads images before training does
     path, out = write_recipe(tmp_path / "r.yaml", given), tmp_path / "run"
+    trained = tmp_path / "trained"
+    assert run(path, "--out", trained).code == 0
     image = seen_first_at(given, 2)
     whole = image.read_bytes()
     image.write_bytes(whole[: len(whole) // 2])

@@ -83,9 +83,10 @@ def test_what_depends_on_devices(scene_data: Path) -> None:
     assert len(planning.plan(recipes.load(given), device="cpu", trial=False).depends_on_devices) == 2
     given["model"]["norm"] = "frozen"
     assert planning.plan(recipes.load(given), device="cpu", trial=False).depends_on_devices == []
-    given["stages"][1]["method"] = {"name": "self_training", "published": True}
+    parts = {"feature_distance": {"mean_over": "batch"}, "masked_consistency": None}
+    given["stages"][1]["method"] = {"name": "self_training", "paste": "batch", "parts": parts}
     (line,) = planning.plan(recipes.load(given), device="cpu", trial=False).depends_on_devices
-    assert "'published'" in line and "'second'" in line
+    assert "paste, mean_over 'batch'" in line and "'second'" in line
 
 
 def test_a_fault_is_told_as_the_run_would(scene_data: Path) -> None:

@@ -11,11 +11,14 @@ from typing import Annotated
 
 import typer
 
+from segue.cli import regions
 from segue.cli.options import pixels
 from segue.errors import UserError
 from segue.progress import Progress
 
 app = typer.Typer(no_args_is_help=True, help="Look at data, make smaller copies, and generate scenes.")
+
+app.command("regions")(regions.regions)
 
 Root = Annotated[Path | None, typer.Option(help="Where the data set lies: folder or archive.")]
 Workers = Annotated[int | None, typer.Option(help="How many at a time; default one a core.", min=0)]

@@ -306,6 +306,7 @@ def _depends_on_devices(job: Job) -> list[str]:
                 f"stage {stage.name!r}: batch norm sees the images of one device "
                 f"({job.recipe.train_of(stage).batch_size} split over all); model.norm sync or frozen does not"
             )
-        if stage.method.get("published"):
-            out.append(f"stage {stage.name!r}: 'published' statistics are those of one device's micro-batch")
+        parts = (part for part in stage.method.get("parts", {}).values() if part)
+        if whole := [k for block in (stage.method, *parts) for k, value in block.items() if value == "batch"]:
+            out.append(f"stage {stage.name!r}: {', '.join(whole)} 'batch' means one device's micro-batch")
     return out

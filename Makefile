@@ -36,6 +36,10 @@ bench: install
 	$(BIN)/python benchmarks/latency.py
 	$(BIN)/python benchmarks/instance_loss.py
 	$(BIN)/python benchmarks/encoder_passes.py
+	$(BIN)/python benchmarks/alarms.py
+	$(BIN)/python benchmarks/regions.py
+	$(BIN)/python benchmarks/ranking.py
+	$(BIN)/python benchmarks/mixtures.py
 
 lint: install
 	$(BIN)/ruff check .

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 from helpers.command import process, refused, segue
@@ -21,6 +22,16 @@ def test_compare(trained: Path, tmp_path: Path) -> None:
     assert (tmp_path / "c.html").read_text().startswith("<!doctype html>")
     refused(segue("compare", tmp_path), "run.json")
     refused(segue("compare", trained, "--data", "fog:val"), "fog:val")
+
+
+def test_long_names_leave_room_for_the_numbers(trained: Path, tmp_path: Path) -> None:
+    folders = [tmp_path / f"{'a_run_with_a_long_name_' * 5}{k}" for k in range(2)]
+    for folder in folders:
+        shutil.copytree(trained, folder)
+    done = segue("compare", *folders)
+    assert done.code == 0, done
+    head = next(line for line in done.out.splitlines() if " stage " in line)
+    assert all(f"┃ {name} ┃" in head for name in ("mIoU", "accuracy")), head
 
 
 def test_compare_imports_no_torch(trained: Path, tmp_path: Path) -> None:

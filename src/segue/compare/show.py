@@ -90,7 +90,9 @@ def _summary(found: Comparison) -> Table:
     table = Table(title=f"mIoU on {found.data}", title_justify="left")
     for name in ("#", "run", "stage", "method", "mIoU", "accuracy", "gain", "seeds", *TIMES):
         right = name in ("#", "accuracy", "seeds", *TIMES)
-        table.add_column(name, justify="right" if right else "left", no_wrap=name != "gain", overflow="fold")
+        # Names give way before numbers where the terminal is narrow.
+        wraps = name in ("run", "stage", "method", "gain")
+        table.add_column(name, justify="right" if right else "left", no_wrap=not wraps, overflow="fold")
     for x in found.lines:
         stage = f"{x.entry.stage} ({ROLE_NAMES[x.entry.role]})" if x.entry.role else x.entry.stage
         time = [seconds(x.time[key]) for key in TIMES.values()]

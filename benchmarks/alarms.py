@@ -11,14 +11,14 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from common import cpu, paired, record
+from common import Memory, cpu, paired, record
 from PIL import Image
 
 from segue import recipes
@@ -322,20 +322,6 @@ def cost() -> dict[str, Any]:
         row = paired(look, lambda: loop._iterate({"source": given, "target": given}), 11, cpu)
     share = row["ratio_median"] / (train.watch_every or 1)
     return {"shape": SHAPE, "look_over_iteration": row, "share_of_training": round(share, 4)}
-
-
-class Memory:
-    """A stream that gives the same batch for ever."""
-
-    iterations_per_epoch = 1.0
-
-    def __init__(self, given: Batch) -> None:
-        self.given = given
-
-    def iterate(self, start: int) -> Iterator[list[Batch]]:
-        """The batch, again and again."""
-        while True:
-            yield [self.given]
 
 
 def main() -> int:

@@ -6,7 +6,7 @@ import json
 import platform
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,23 @@ from typing import Any
 import numpy as np
 import torch
 
+from segue.data.batch import Batch
+
 RESULTS = Path(__file__).parents[1] / "docs/results"
+
+
+class Memory:
+    """A stream that gives the same batch for ever."""
+
+    iterations_per_epoch = 1.0
+
+    def __init__(self, given: Batch) -> None:
+        self.given = given
+
+    def iterate(self, start: int) -> Iterator[list[Batch]]:
+        """The batch, again and again."""
+        while True:
+            yield [self.given]
 
 
 def paired(

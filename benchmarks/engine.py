@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from common import cpu, paired, record, verdict
+from common import Memory, cpu, paired, record, verdict
 
 from segue.config import OptimConfig, TrainConfig
 from segue.data.batch import Batch, Meta
@@ -42,20 +41,6 @@ def batch() -> Batch:
         label_count=torch.tensor(float(n * h * w)),
         meta=tuple(Meta(i, str(i), "memory", (h, w)) for i in range(n)),
     )
-
-
-class Memory:
-    """A stream that gives the same batch for ever."""
-
-    iterations_per_epoch = 1.0
-
-    def __init__(self, given: Batch) -> None:
-        self.given = given
-
-    def iterate(self, start: int) -> Iterator[list[Batch]]:
-        """The batch, again and again."""
-        while True:
-            yield [self.given]
 
 
 def bare(model: torch.nn.Module, given: Batch, log: Path) -> object:

@@ -47,7 +47,7 @@ class Acquisition:
 
     def score(self, pool: RegionTable) -> F32:
         """(N,) how much each region is wanted, higher first."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has neither a score nor an order of its own")
 
     def rank(
         self,

@@ -40,6 +40,7 @@ bench: install
 	$(BIN)/python benchmarks/regions.py
 	$(BIN)/python benchmarks/ranking.py
 	$(BIN)/python benchmarks/mixtures.py
+	$(BIN)/python benchmarks/survey.py
 
 lint: install
 	$(BIN)/ruff check .

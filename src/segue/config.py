@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
 
+from segue.annotation import AnnotateConfig
 from segue.labels import nearest
 from segue.policies import AugmentConfig
 from segue.presets import applied
@@ -18,6 +19,8 @@ from segue.rounds import written_out
 from segue.settings import Settings, check
 
 Size = tuple[PositiveInt, PositiveInt]
+NAMED = ("model", "method", "acquisition")
+"""Blocks with the name of a class and its settings; a bare name will do."""
 
 
 class DatasetConfig(Settings):
@@ -172,7 +175,8 @@ class Mixture(Settings):
     """One data set of a stream and how often it is drawn."""
 
     data: str
-    weight: PositiveFloat = 1.0
+    weight: PositiveFloat | Literal["images"] = 1.0
+    """Its share against the others'; ``images``: the number of its images."""
 
 
 class PseudoLabelConfig(Settings):
@@ -204,7 +208,9 @@ class StageConfig(Settings):
     """Stream -> the models that label its images before the stage begins, in the place of labels of its own."""
     rounds: PositiveInt | None = None
     """Repeat the stage so often, as NAME_1, NAME_2, …: each round after the first starts from the one before it, which
-    also makes its pseudo-labels. Elsewhere in the recipe NAME then means the last round."""
+    also makes its pseudo-labels and chooses what to annotate. Elsewhere in the recipe NAME then means the last."""
+    annotate: AnnotateConfig | None = None
+    """Buy labels of regions of a data set, once a round."""
     role: Literal["source_only", "adapted", "target_supervised"] | None = None
     """Which of the report's three numbers this stage gives."""
     model: dict[str, Any] = Field(default_factory=dict)
@@ -232,7 +238,9 @@ class StageConfig(Settings):
     def sources(self) -> tuple[str, ...]:
         """Stages and files whose weights this stage needs, each once."""
         labelling = (model for given in self.pseudo_labels.values() for model in given.models)
-        return tuple(dict.fromkeys([*([self.start] if self.start else []), *self.references.values(), *labelling]))
+        domains = self.annotate.discriminator if self.annotate else None
+        given = [self.start, *self.references.values(), *labelling, domains]
+        return tuple(dict.fromkeys(source for source in given if source))
 
 
 def _mixture(value: Any) -> Any:
@@ -289,6 +297,8 @@ class Recipe(Settings):
                 raise ValueError(f"two stages are called {stage.name!r}")
             for mixture in (m for row in stage.data.values() for m in row):
                 self.split_of(mixture.data, f"stage {stage.name!r}")
+            for text in filter(None, (stage.annotate.data, stage.annotate.source) if stage.annotate else ()):
+                self.split_of(text, f"stages.{stage.name}.annotate")
             self.train_of(stage), self.optim_of(stage)
             for stream in (*stage.data, *stage.streams):
                 self.transform_of(stage, stream)
@@ -335,7 +345,7 @@ def merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
         old = out.get(key)
         if not (isinstance(value, dict) and isinstance(old, dict)):
             out[key] = value
-        elif key in ("model", "method"):
+        elif key in NAMED:
             out[key] = merge_named(old, value)
         else:
             out[key] = merge(old, value)

@@ -26,7 +26,7 @@ from segue.config import OptimConfig, TrainConfig
 from segue.data.batch import Batch
 from segue.errors import Interrupted, UserError
 from segue.files import write_json
-from segue.hardware import gather
+from segue.hardware import average_gradients, gather
 from segue.labels import LabelSpace
 from segue.methods.base import Method, Terms
 from segue.ops.keys import seed_of
@@ -81,22 +81,37 @@ class Place:
 
 
 def fit(
-    method: Method, streams: Mapping[str, Stream], train: TrainConfig, optim: OptimConfig, place: Place, *, resume: bool
+    method: Method,
+    streams: Mapping[str, Stream],
+    train: TrainConfig,
+    optim: OptimConfig,
+    place: Place,
+    *,
+    resume: bool,
+    until: int | None = None,
 ) -> int:
-    """Train; returns the number of iterations. The last checkpoint in ``place.folder/checkpoints`` is the result.
+    """Train; returns the number of iterations done. The last checkpoint in ``place.folder/checkpoints`` is the result.
 
+    ``until``: pause there, all saved, to be resumed with other streams; default the end.
     Raises ``Diverged`` (batch ids in nan_batch.json), ``Interrupted`` after SIGTERM or SIGINT with all saved.
     """
-    return _Loop(method, streams, train, optim, place).run(resume)
+    return _Loop(method, streams, train, optim, place, until).run(resume)
 
 
 class _Loop:
     def __init__(
-        self, method: Method, streams: Mapping[str, Stream], train: TrainConfig, optim: OptimConfig, place: Place
+        self,
+        method: Method,
+        streams: Mapping[str, Stream],
+        train: TrainConfig,
+        optim: OptimConfig,
+        place: Place,
+        until: int | None,
     ) -> None:
         self.method, self.streams, self.train, self.optim, self.place = method, streams, train, optim, place
         self.per_epoch = streams[next(iter(streams))].iterations_per_epoch
         self.total = train.iterations or math.ceil((train.epochs or 1) * self.per_epoch)
+        self.until = self.total if until is None else until
         self.root = place.folder / "checkpoints"
         method.to(place.device)
         if place.world > 1:
@@ -122,22 +137,23 @@ class _Loop:
     def run(self, resume: bool) -> int:
         found = checkpoint.newest(self.root) if resume else None
         self._restore(found) if found else self._begin()
-        if self.iteration >= self.total:
-            return self.total
+        if self.iteration >= self.until:
+            return self.iteration
         batches = {name: stream.iterate(self.iteration) for name, stream in self.streams.items()}
         self.method.train()
         stop = 0
         with _signals() as received:
-            while self.iteration < self.total:
+            while self.iteration < self.until:
                 self._iterate({name: next(it) for name, it in batches.items()})
                 self.iteration += 1
                 stop = self._heard(received)
                 self._after_iteration(stop)
-        self.method.finish(self.streams)
+        if self.iteration == self.total:
+            self.method.finish(self.streams)
         self._save()
         if stop:
             raise _interrupted(stop, self.iteration)
-        return self.total
+        return self.iteration
 
     def _heard(self, received: list[int]) -> int:
         """The signal that stops the run, 0 for none; the same on every device, which all stop after one iteration."""
@@ -195,8 +211,7 @@ class _Loop:
         """All graphs of one micro-batch; each is freed before the next is built."""
         share = 1.0 / self.train.accumulate
         torch.manual_seed(seed_of(*self.method.key, "dropout", self.iteration, index, self.place.rank))
-        given = {name: self._to_device(batch) for name, batch in given.items()}
-        graphs = self.method.losses(given, self.iteration)
+        graphs = self.method.losses({name: self._to_device(batch) for name, batch in given.items()}, self.iteration)
         while True:
             with self._autocast():
                 terms = next(graphs, None)
@@ -222,7 +237,7 @@ class _Loop:
     def _gradients(self) -> list[Tensor]:
         """Gradients of all networks, averaged over the devices by one flattened all-reduce."""
         if self.place.world > 1 and self.parameters:
-            _average(self.parameters, self.place.world)
+            average_gradients(self.parameters, self.place.world)
         return [p.grad for p in self.parameters if p.grad is not None]
 
     def _clip(self, logs: dict[str, Tensor]) -> bool:
@@ -258,7 +273,7 @@ class _Loop:
             self.method.train()
         due = train.evaluate_every and self.iteration % train.evaluate_every == 0
         improved = bool(due or (done and train.best)) and self._evaluate()
-        if done:
+        if done or self.iteration == self.until:
             return  # saved by run(), after the method has finished
         if improved or self.iteration % train.checkpoint_every == 0:
             self._save()
@@ -350,19 +365,6 @@ def _add(logs: dict[str, Tensor], terms: Terms, share: float) -> None:
     for key, value in rows.items():
         value = value.detach().float() * share
         logs[key] = logs[key] + value if key in logs else value
-
-
-def _average(parameters: list[nn.Parameter], world: int) -> None:
-    """Replace gradients by their mean over the devices; a parameter that has none on any device keeps none."""
-    # How many devices have a gradient travels along: a zero in place of "none" would decay the weight.
-    given = torch.tensor([p.grad is not None for p in parameters]).to(parameters[0])
-    grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-    flat = torch.cat([given, *(g.reshape(-1) for g in grads)])
-    dist.all_reduce(flat)
-    has, *parts = torch.split(flat, [len(parameters), *(g.numel() for g in grads)])
-    for parameter, part, number in zip(parameters, parts, has.tolist(), strict=True):
-        # In the parameter's own memory format: fused optimisers pair elements by where they lie.
-        parameter.grad = torch.empty_like(parameter).copy_((part / world).view_as(parameter)) if number else None
 
 
 def _global_counts(batches: list[Batch], place: Place) -> list[Batch]:

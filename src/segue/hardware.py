@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from segue.errors import UserError
 
@@ -71,6 +71,19 @@ def gather(rows: Tensor) -> Tensor:
     parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
     dist.all_gather(parts, rows.contiguous())
     return torch.cat(parts)
+
+
+def average_gradients(parameters: list[nn.Parameter], world: int) -> None:
+    """Replace gradients by their mean over the devices; one that has none on any device keeps none."""
+    # How many devices have a gradient travels along: a zero in place of "none" would decay the weight.
+    given = torch.tensor([p.grad is not None for p in parameters]).to(parameters[0])
+    grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    flat = torch.cat([given, *(g.reshape(-1) for g in grads)])
+    dist.all_reduce(flat)
+    has, *parts = torch.split(flat, [len(parameters), *(g.numel() for g in grads)])
+    for parameter, part, number in zip(parameters, parts, has.tolist(), strict=True):
+        # In the parameter's own memory format: fused optimisers pair elements by where they lie.
+        parameter.grad = torch.empty_like(parameter).copy_((part / world).view_as(parameter)) if number else None
 
 
 def _best() -> str:

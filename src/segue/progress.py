@@ -42,3 +42,9 @@ class Progress:
         line = "  ".join(parts)
         end = "\n" if last or not self.live else ""
         print(f"\r\x1b[2K{line}" if self.live else line, end=end, file=sys.stderr, flush=True)
+
+
+def warn(text: str) -> None:
+    """Print a warning, in the place of the progress line where there is one."""
+    lead = "\r\x1b[2K" if sys.stderr.isatty() else ""
+    print(f"{lead}warning: {text}", file=sys.stderr, flush=True)

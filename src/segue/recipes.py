@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from segue.config import Recipe, merge
+from segue.config import NAMED, Recipe, merge
 from segue.errors import UserError
 from segue.labels import nearest
 from segue.presets import fragment
@@ -186,7 +186,7 @@ def _override(data: dict[str, Any], key: str, value: Any) -> str:
         if last:
             here[part] = value
             break
-        if isinstance(here.get(part), str) and part in ("method", "model"):
+        if isinstance(here.get(part), str) and part in NAMED:
             here[part] = {"name": here[part]}  # a bare name becomes a block that can be set into
         if not isinstance(here.get(part), (dict, list)):
             here[part] = {}

@@ -12,8 +12,8 @@ from typing import Any
 def written_out(stages: list[Any]) -> list[Any]:
     """Stage NAME with ``rounds: n`` becomes NAME_1 … NAME_n.
 
-    From the second on a round starts from the one before it, which also makes its pseudo-labels. Where later stages
-    name NAME the last round is meant; it alone keeps the role.
+    From the second on a round starts from the one before it, which also makes its pseudo-labels; what is annotated is
+    counted as round k of NAME. Where later stages name NAME the last round is meant; it alone keeps the role.
     """
     out: list[Any] = []
     last: dict[str, str] = {}
@@ -46,6 +46,8 @@ def _renamed(stage: dict[str, Any], last: dict[str, str]) -> dict[str, Any]:
 def _round(stage: dict[str, Any], k: int, number: int) -> dict[str, Any]:
     out = {key: value for key, value in stage.items() if key != "rounds" and (key != "role" or k == number)}
     out["name"] = f"{stage.get('name')}_{k}"
+    if isinstance(stage.get("annotate"), dict):
+        out["annotate"] = {**stage["annotate"], "group": stage.get("name"), "round": k}
     if k == 1:
         return out
     before = f"{stage.get('name')}_{k - 1}"

@@ -13,7 +13,13 @@ DOCS = Path(__file__).parents[2] / "docs"
 PAGES = sorted(p.name for p in DOCS.glob("*.md"))
 
 
-@pytest.mark.parametrize("page", PAGES)
+LONG = ("deploy.md", "devices.md", "realtime.md")
+"""Pages that cost 25 CPU-seconds each."""
+
+
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, marks=pytest.mark.slow) if page in LONG else page for page in PAGES]
+)
 def test_every_block_runs_as_printed(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

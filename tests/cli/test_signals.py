@@ -42,6 +42,7 @@ def test_sigterm_saves_and_resumes_to_the_same_bytes(scene_data: Path, tmp_path:
     assert fingerprint(out) == fingerprint(whole)
 
 
+@pytest.mark.slow
 def test_kill_9_of_the_demo_recipe(scene_data: Path, tmp_path: Path) -> None:
     """Killed in the second stage, with loader processes that outlive their parent, and while a file is written."""
     roots = [f"data.{name}.root={scene_data / name}" for name in ("game", "city")]

@@ -19,7 +19,11 @@ from segue.presets import presets
 from segue.scoring import score
 
 KILL_AT = 3
-TRAINED = [*trained_methods(), *presets_beside("dida_as_published")]
+TRAINED = [
+    *trained_methods(),
+    *presets_beside(),
+    pytest.param("dida_as_published", marks=pytest.mark.slow),  # dida with fewer corrections
+]
 POINTS = ("inside an iteration", "between two yields", "during evaluation", "before the rename", "between two stages")
 
 

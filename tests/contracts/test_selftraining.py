@@ -24,6 +24,8 @@ TERMS = {
 """Losses of each."""
 OF_ONE_MODEL = ("dacs", "dida_as_published")
 """What the others contain, or what differs from them in no part of a network: with one model."""
+OFTEN = ("bisenet", "segformer")
+"""Models that are tried at every change: heads and batch norm, a transformer. The others cost a minute."""
 
 
 def trained(model: str) -> dict[str, set[str]]:
@@ -45,7 +47,9 @@ def test_every_preset_is_here() -> None:
     assert set(TERMS) == {"supervised", *presets()}
 
 
-@pytest.mark.parametrize("model", MODELS.names())
+@pytest.mark.parametrize(
+    "model", [name if name in OFTEN else pytest.param(name, marks=pytest.mark.slow) for name in MODELS.names()]
+)
 def test_a_model_trains_under_every_preset(model: str, scene_data: Path, tmp_path: Path) -> None:
     api.run(given(scene_data, model), tmp_path / "run", device="cpu")
     for number, (name, terms) in enumerate(trained(model).items()):

@@ -16,7 +16,7 @@ from torch import Tensor
 from helpers.toys import Toy
 from segue.errors import UserError
 from segue.models.base import Output
-from segue.ops.regions import Pooling, class_counts, covered_size, pixel_sums, pooling
+from segue.ops.regions import Pooling, class_counts, pixel_sums, pooling
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-9}
 ALIGNMENTS = pytest.mark.parametrize("align_corners", [False, True])
@@ -77,7 +77,7 @@ def test_the_margin_of_a_padded_image_is_cut_off(align_corners: bool) -> None:
     assert (uncut.means(maps) - expected).abs().max() > 0.01, "the margin does matter here"
     larger = (454, 640)
     regions = blocks(larger, 30)
-    made = pooling(regions, 30, grid, covered_size(size, padded, larger), align_corners, torch.float64)
+    made = pooling(regions, 30, grid, held.covered(larger), align_corners, torch.float64)
     expected = brute_force(held.upsample(maps[None], larger)[0], regions, 30)
     torch.testing.assert_close(made.means(maps), expected, rtol=1e-9, atol=1e-9)
 

@@ -26,6 +26,8 @@ from segue.models.base import Output, SegModel
 from segue.models.build import build_model
 from segue.ops import domains
 
+pytestmark = pytest.mark.slow  # half a minute of rendering and training
+
 SIZE = (64, 64)
 BATCH = 4
 ITERATIONS = 40

@@ -236,6 +236,7 @@ def test_shipped_tables_are_whole() -> None:
     json.loads(step_times.FILE.read_text())
 
 
+@pytest.mark.slow
 def test_killed_in_a_cell(table: Path) -> None:
     """kill -9 of the runner and of its training: the next call resumes that run and ends with the same bytes."""
     content = yaml.safe_load(table.read_text())

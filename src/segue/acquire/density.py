@@ -8,7 +8,7 @@ ones too, estimates KL(p_T(z|c) || p_S(z|c)).
 The published code takes |mean d|, has no lower end for w_c (a class with w_c <= 0 is never emptied: the selection
 hangs), and cuts each class to its best 200 before it removes labelled regions, so that lists run dry. Here the best 200
 of every class come first, then the next 200, and so on; regions without a density (of a class that had no mixture) come
-last.
+last, in random order.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Density(Acquisition):
     def rank(
         self, pool: RegionTable, labelled: RegionTable, source: RegionTable, budget_px: int, rng: np.random.Generator
     ) -> Iterator[int]:
-        """Regions with a density, then the others."""
+        """Regions with a density, then the others at random."""
         d = difference(pool)
         known = np.flatnonzero(~np.isnan(d))
         weight = class_weights(divergence([pool, labelled]))
@@ -56,7 +56,7 @@ class Density(Acquisition):
             part = np.flatnonzero(block == number)
             inner = place[part] - number * self.config.best_per_class
             yield from known[part[round_robin(group[part], inner, weight)]].tolist()
-        yield from np.flatnonzero(np.isnan(d)).tolist()
+        yield from rng.permutation(np.flatnonzero(np.isnan(d))).tolist()
 
 
 def difference(table: RegionTable) -> F64:

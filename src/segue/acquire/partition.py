@@ -9,6 +9,7 @@ centre, y W + x, so it means the same in every round.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Literal
 
 import cv2
@@ -101,8 +102,13 @@ class Windows(Partition):
         if score is None or score.shape != size:
             raise UserError(f"windows of an image of size {size} need a score of that size")
         label_px = self.radius_px if self.label_px is None else self.label_px
+        return self.around(size, self._centres(score, label_px, labelled))
+
+    def around(self, size: tuple[int, int], centres: Sequence[int]) -> I32:
+        """Region map (H, W) of windows by their ids, -1 elsewhere."""
+        label_px = self.radius_px if self.label_px is None else self.label_px
         out = np.full(size, -1, np.int32)
-        for centre in self._centres(score, label_px, labelled):
+        for centre in centres:
             y, x = divmod(centre, size[1])
             out[max(y - label_px, 0) : y + label_px + 1, max(x - label_px, 0) : x + label_px + 1] = centre
         return out

@@ -13,7 +13,8 @@ statistic is a float16 column, whole or memory-mapped; choosing rows copies the 
 | ``edge`` | (N,) | 1 on an edge of the image, else 0 |
 | ``domain_prob`` | (N,) | a discriminator's probability of "target" |
 
-Not means: ``impurity`` (N,), entropy of the region's histogram of predicted classes / ln C; ``source_log_density`` and
+Not means: ``impurity`` (N,), entropy of the region's histogram of predicted classes / ln C (of windows, ``impurity``
+and ``entropy`` are those of the window that is scored, whatever part of it is labelled); ``source_log_density`` and
 ``target_log_density`` (N,), log p(embedding | predicted class) of each domain, float32, NaN where there is no density.
 Acquisitions from elsewhere may ask for further columns.
 
@@ -22,8 +23,9 @@ On disk a table is a folder of ``NAME.npy`` and ``table.json``, which is written
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -161,11 +163,7 @@ class RegionTable:
             blocks = [getattr(self, name)] if name in KEYS else self.blocks(name)
             kind = np.dtype(KEYS[name]) if name in KEYS else self._stored[name].dtype
             shape = (len(self), *(() if name in KEYS else self._stored[name].shape[1:]))
-            with replacing(folder / f"{name}.npy") as temporary, temporary.open("wb") as file:
-                header = {"descr": np.lib.format.dtype_to_descr(kind), "fortran_order": False, "shape": shape}
-                np.lib.format.write_array_header_1_0(file, header)
-                for block in blocks:
-                    file.write(np.ascontiguousarray(block, kind).tobytes())
+            _write(folder / f"{name}.npy", kind, shape, blocks)
             columns[name] = (kind.name, shape)
         index = Index(rows=len(self), num_classes=self.num_classes, images=self.images, columns=columns)
         write_text(folder / INDEX, index.model_dump_json())
@@ -175,6 +173,33 @@ class RegionTable:
             held = ", ".join(self.names) or "none"
             raise TableError(f"the table of regions has no statistic {name!r} (it holds: {held})")
         return self._stored[name]
+
+
+def append_column(folder: Path, name: str, values: npt.ArrayLike) -> None:
+    """Add a statistic (N,) or (N, K) to a stored table, or replace it; ``TableError`` tells what does not fit."""
+    index = _read_index(folder)
+    others = {held: kind for held, kind in index.columns.items() if held != name}
+    column = _statistic(name, values, index.rows, index.num_classes)
+    if name in index.columns:
+        write_text(folder / INDEX, index.model_copy(update={"columns": others}).model_dump_json())
+    _write(folder / f"{name}.npy", column.dtype, column.shape, [column])
+    columns = {**others, name: (column.dtype.name, column.shape)}
+    write_text(folder / INDEX, index.model_copy(update={"columns": columns}).model_dump_json())
+
+
+def column_header(kind: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
+    """What the file of a column begins with; equally long for any number of rows."""
+    file = BytesIO()
+    header = {"descr": np.lib.format.dtype_to_descr(kind), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)
+    return file.getvalue()
+
+
+def _write(path: Path, kind: np.dtype[Any], shape: tuple[int, ...], blocks: Iterable[Column]) -> None:
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        file.write(column_header(kind, shape))
+        for block in blocks:
+            file.write(np.ascontiguousarray(block, kind).tobytes())
 
 
 def _whole(name: str, values: npt.ArrayLike) -> Column:

@@ -13,6 +13,7 @@ import typer
 
 from segue import recipes
 from segue.cli import (
+    annotate,
     bank,
     bench,
     compare,
@@ -32,6 +33,7 @@ from segue.errors import DISK_FULL, Interrupted, UserError
 from segue.presets import presets
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+app.add_typer(annotate.app, name="annotate")
 app.add_typer(bench.app, name="bench")
 app.add_typer(config.app, name="config")
 app.add_typer(data.app, name="data")
@@ -142,7 +144,10 @@ def report(folder: Annotated[Path, typer.Argument(help="Run folder.")]) -> None:
 @app.command("list")
 def list_names(
     kind: Annotated[
-        str, typer.Argument(help="methods, parts, presets, models, layouts, datasets, recipes, spaces or domains.")
+        str,
+        typer.Argument(
+            help="methods, parts, presets, models, acquisitions, layouts, datasets, recipes, spaces, domains."
+        ),
     ],
 ) -> None:
     """Names that recipes can use."""
@@ -167,6 +172,10 @@ def _names(kind: str) -> list[str]:
         from segue.data.scenes import PRESETS
 
         return [*PRESETS, "random-SEED"]
+    if kind == "acquisitions":
+        from segue.acquire import ACQUISITIONS
+
+        return [f"{name:24} {_first_line(ACQUISITIONS.get(name).__doc__)}" for name in ACQUISITIONS.names()]
     if kind in ("methods", "parts", "models", "layouts"):
         from segue.foreign.base import LAYOUTS
         from segue.methods.base import METHODS
@@ -175,7 +184,7 @@ def _names(kind: str) -> list[str]:
 
         registry: Any = {"methods": METHODS, "parts": PARTS, "models": MODELS, "layouts": LAYOUTS}[kind]
         return [f"{name:24} {_first_line(registry.get(name).__doc__)}" for name in registry.names()]
-    known = "methods, parts, presets, models, layouts, datasets, recipes, spaces, domains"
+    known = "methods, parts, presets, models, acquisitions, layouts, datasets, recipes, spaces, domains"
     raise UserError(f"cannot list {kind!r} (known: {known})")
 
 

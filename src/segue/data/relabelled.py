@@ -38,16 +38,20 @@ class Index:
 class Relabelled(Dataset):
     """The images of ``inner`` and the labels of ``folder`` (or of an archive).
 
-    ``DataError`` for a folder without a whole index, labels of other classes, and images that have no label there.
+    ``partly``: only the images that have a label there; else ``DataError`` for any that has none, and always for a
+    folder without a whole index and for labels of other classes.
     """
 
-    def __init__(self, inner: Dataset, folder: Path) -> None:
-        super().__init__(inner.name, inner.space, inner.ids, inner.size)
+    def __init__(self, inner: Dataset, folder: Path, *, partly: bool = False) -> None:
+        store = Store(folder)
+        index = read_index(store)
+        places = [n for n, i in enumerate(inner.ids) if i in index.images or not partly]
+        super().__init__(inner.name, inner.space, [inner.ids[n] for n in places], inner.size)
         self._inner = inner
-        self._store = Store(folder)
-        self.root = self._store.root
+        self._places = places
+        self._store = store
+        self.root = store.root
         self.split = inner.split
-        index = _read(self._store)
         self._check(index)
         self._labels = [index.images[image_id] for image_id in self.ids]
         self.label_map = build_map(self.space, None, dict(enumerate(self.space.classes)))
@@ -57,7 +61,7 @@ class Relabelled(Dataset):
 
     def files(self, index: int) -> tuple[File | None, File | None]:
         """Image file, None where there is none, and label file."""
-        return self._inner.files(index)[0], File(self._store, self._labels[index][0])
+        return self._inner.files(self._places[index])[0], File(self._store, self._labels[index][0])
 
     def read_label(self, index: int) -> U8:
         """(H, W) uint8 train ids at the size at which they were made. ``DataError`` names the file."""
@@ -81,14 +85,14 @@ class Relabelled(Dataset):
 
     def describe(self, index: int) -> str:
         """The image, for messages."""
-        return self._inner.describe(index)
+        return self._inner.describe(self._places[index])
 
     def colorize(self, label: U8) -> U8:
         """(H, W) train ids to an (H, W, 3) RGB picture."""
         return self._inner.colorize(label)
 
     def _image(self, index: int) -> U8:
-        return self._inner._image(index)
+        return self._inner._image(self._places[index])
 
     def _check(self, index: Index) -> None:
         where = f"the labels in {self.root}"
@@ -115,13 +119,14 @@ class Relabelled(Dataset):
 
 def relabelled(inner: Dataset, folder: Path) -> Dataset:
     """:class:`Relabelled`, or ``inner`` as it is where ``folder`` holds the labels of another split."""
-    return Relabelled(inner, folder) if _read(Store(folder)).split == inner.split else inner
+    return Relabelled(inner, folder) if read_index(Store(folder)).split == inner.split else inner
 
 
 _AGAIN = "delete the folder and make the labels again"
 
 
-def _read(store: Store) -> Index:
+def read_index(store: Store) -> Index:
+    """The index of a folder of labels; ``DataError`` without one, and for one that is damaged."""
     if not store.has(INDEX):
         raise DataError(
             f"{store.root} has no {INDEX}: give a folder that `segue pseudo-label` has finished (the same command "

@@ -13,7 +13,7 @@ import torch
 from pydantic import ValidationError
 
 from segue import checkpoint
-from segue.config import Recipe, StageConfig, merge_named
+from segue.config import Mixture, Recipe, StageConfig, merge_named
 from segue.data.dataset import Dataset, open_dataset
 from segue.data.loaders import Stream
 from segue.data.relabelled import Relabelled
@@ -28,6 +28,9 @@ from segue.ops.keys import seed_of
 from segue.recipes import ConfigError
 from segue.scoring.names import folder_of
 from segue.settings import explain
+
+LABELS = "labels"
+"""In the folder of a round of annotation: all labels bought so far."""
 
 
 @dataclass
@@ -132,43 +135,81 @@ def pseudo_label_folder(job: Job, stage: StageConfig, stream: str, text: str) ->
     return job.stage_folder(stage) / "pseudo_labels" / stream / folder_of(text)
 
 
-def build_streams(job: Job, stage: StageConfig, *, trained: bool = True) -> dict[str, Stream]:
-    """The loaders of a stage; its pseudo-labels must have been made.
+def round_folder(job: Job, stage: StageConfig, number: int) -> Path:
+    """Where a round of annotation lies: ``annotate/<group>/round_<n>``."""
+    assert stage.annotate is not None
+    return job.folder / "annotate" / (stage.annotate.group or stage.name) / f"round_{number}"
 
-    ``trained=False``, for a plan: streams of pseudo-labels are without any label.
+
+def last_round(stage: StageConfig) -> int:
+    """Number of the stage's last round of annotation; 0 without any."""
+    given = stage.annotate
+    return 0 if given is None else len(given.at) or given.round
+
+
+def build_streams(
+    job: Job, stage: StageConfig, *, trained: bool = True, bought: int | None = None
+) -> dict[str, Stream]:
+    """The loaders of a stage; its pseudo-labels must have been made, and what it annotates must have been bought.
+
+    ``bought``: the round of annotation whose labels are read, 0 for none yet; default the stage's last.
+    ``trained=False``, for a plan: streams that have no labels before the run are without any.
     """
     train = job.recipe.train_of(stage)
-    labelled = [n for n in method_class(stage).uses_labels if trained or n not in stage.pseudo_labels]
-    return {
-        name: Stream(
-            [_dataset(job, stage, name, m.data) for m in row] if trained else [job.dataset(m.data, "") for m in row],
-            [m.weight for m in row],
+    streams = {}
+    for name, row in stage.data.items():
+        labelled = name in method_class(stage).uses_labels and (trained or name not in stage.pseudo_labels)
+        if trained or labelled:
+            given = stream_data(job, stage, name, bought if trained else 0)
+        if not trained and not (labelled and given):
+            labelled, given = False, [(m, job.dataset(m.data, stage.name)) for m in row]
+        if not given:
+            raise ConfigError(f"stage {stage.name!r}: {name} has no label before the first round; buy one at 0")
+        streams[name] = Stream(
+            [dataset for _, dataset in given],
+            [float(len(dataset)) if m.weight == "images" else m.weight for m, dataset in given],
             job.recipe.transform_of(stage, name),
             (job.recipe.seed, stage.name, name),
             batch_size=train.batch_size,
-            labelled=name in labelled,
+            labelled=labelled,
             workers=train.workers,
             accumulate=train.accumulate,
             rank=job.hardware.rank,
             world=job.hardware.world,
-            pixels=_class_pixels(job, stage, name) if name in labelled else None,
+            pixels=_class_pixels(job, stage, name, given) if labelled else None,
         )
-        for name, row in stage.data.items()
-    }
+    return streams
 
 
-def _dataset(job: Job, stage: StageConfig, stream: str, text: str) -> Dataset:
-    dataset = job.dataset(text, stage.name)
-    if stream not in stage.pseudo_labels:
-        return dataset
-    return Relabelled(dataset, pseudo_label_folder(job, stage, stream, text))
+def stream_data(job: Job, stage: StageConfig, stream: str, bought: int | None = None) -> list[tuple[Mixture, Dataset]]:
+    """The data sets of a stream with the labels that it trains on; a pool without any bought label is left out."""
+    if bought is None:
+        bought = last_round(stage)
+    found = []
+    for mixture in stage.data[stream]:
+        dataset = job.dataset(mixture.data, stage.name)
+        if stream in stage.pseudo_labels:
+            dataset = Relabelled(dataset, pseudo_label_folder(job, stage, stream, mixture.data))
+        elif is_pool(stage, stream, mixture.data):
+            if not bought:
+                continue
+            dataset = Relabelled(dataset, round_folder(job, stage, bought) / LABELS, partly=True)
+        if len(dataset):
+            found.append((mixture, dataset))
+    return found
 
 
-def _class_pixels(job: Job, stage: StageConfig, stream: str) -> list[npt.NDArray[np.uint32]] | None:
+def is_pool(stage: StageConfig, stream: str, text: str) -> bool:
+    """Whether a data set in a stream means its bought labels."""
+    return stage.annotate is not None and text == stage.annotate.data and stream in method_class(stage).uses_labels
+
+
+def _class_pixels(
+    job: Job, stage: StageConfig, stream: str, given: list[tuple[Mixture, Dataset]]
+) -> list[npt.NDArray[np.uint32]] | None:
     """What rare class sampling draws by; counted by one process on first use, the others wait for it."""
     if job.recipe.transform_of(stage, stream).rare_class is None:
         return None
-    texts = [mixture.data for mixture in stage.data[stream]]
-    configs = [job.recipe.data[job.recipe.split_of(text, stage.name)[0]] for text in texts]
     say: Callable[[str], object] = tell if job.hardware.rank == 0 else len
-    return [class_pixels(_dataset(job, stage, stream, t), c, say) for t, c in zip(texts, configs, strict=True)]
+    names = [job.recipe.split_of(mixture.data, stage.name)[0] for mixture, _ in given]
+    return [class_pixels(d, job.recipe.data[n], say) for n, (_, d) in zip(names, given, strict=True)]

@@ -11,7 +11,17 @@ from segue.data.relabelled import Relabelled
 from segue.errors import UserError
 from segue.hardware import Hardware
 from segue.jobs import sinks
-from segue.jobs.build import Job, build_method, method_class, method_config, model_config, weights_source
+from segue.jobs.build import (
+    Job,
+    build_method,
+    is_pool,
+    last_round,
+    method_class,
+    method_config,
+    model_config,
+    weights_source,
+)
+from segue.jobs.purchase import check_annotate, order_of
 from segue.labels import load_space
 from segue.models.build import build_model
 from segue.models.weights import require
@@ -26,6 +36,7 @@ def prepare(recipe: Recipe, folder: Path, hardware: Hardware) -> Job:
     built: set[str] = set()
     for stage in recipe.stages:
         faults += _fault(_check_streams, job, stage) + _fault(_check_weights, recipe, stage)
+        faults += _fault(check_annotate, job, stage)
         for source in stage.sources:
             faults += _fault(weights_source, job, stage, source)
         if faults:  # the networks need settings without a fault
@@ -53,6 +64,7 @@ def _setting_faults(recipe: Recipe) -> list[str]:
     faults = [line for view in recipe.evaluate.views for line in _fault(labels.view, view)]
     for stage in recipe.stages:
         faults += _fault(model_config, recipe, stage) + _fault(method_config, stage) + _fault(_check_needs, stage)
+        faults += _fault(order_of, stage, last_round(stage)) if stage.annotate else []
     return faults
 
 
@@ -87,6 +99,8 @@ def _check_streams(job: Job, stage: StageConfig) -> None:
             job.labels.index(name)
         for mixture in row:
             dataset = job.dataset(mixture.data, f"stage {stage.name!r}")
+            if is_pool(stage, stream, mixture.data):
+                continue  # its labels are bought
             folder = job.recipe.data[mixture.data.partition(":")[0]].labels
             if stream in given and folder is not None and not isinstance(dataset, Relabelled):
                 raise ConfigError(

@@ -26,9 +26,11 @@ from segue.data.statistics import known_class_pixels
 from segue.data.subset import Subset
 from segue.engine import Place, fit
 from segue.hardware import launch
+from segue.jobs.annotate import schedule
 from segue.jobs.build import Job, build_method, build_streams, method_class, model_config
 from segue.jobs.checks import prepare
 from segue.jobs.cost import Cost, now
+from segue.jobs.purchase import order_of
 from segue.methods.base import Method
 from segue.models.base import SegModel
 from segue.scoring import score
@@ -70,7 +72,7 @@ class StagePlan:
     trainable: int
     iteration: Cost
     training: Cost
-    """With the pseudo-labels that are made before it."""
+    """With the pseudo-labels that are made before it, and the surveys of what it annotates."""
     scoring: Cost
     disk_gb: float
 
@@ -257,20 +259,25 @@ def _stage_plan(job: Job, stage: StageConfig, trial: Trial) -> StagePlan:
         parameters=trial.parameters,
         trainable=trial.trainable,
         iteration=trial.iteration,
-        training=trial.iteration * iterations + trial.checkpoint * saves + _labelling(job, stage, trial),
+        training=trial.iteration * iterations + trial.checkpoint * saves + _before(job, stage, trial),
         scoring=once * passes,
         disk_gb=trial.checkpoint_gb * kept,
     )
 
 
-def _labelling(job: Job, stage: StageConfig, trial: Trial) -> Cost:
-    """Pseudo-labels cost what scoring as many images with as many networks does."""
-    total = NOTHING
+def _before(job: Job, stage: StageConfig, trial: Trial) -> Cost:
+    """Pseudo-labels and surveys cost what scoring as many images with as many networks does."""
+    passes = 0
     for stream, given in stage.pseudo_labels.items():
-        for once in list(trial.scoring.values())[:1]:
-            images = sum(len(job.dataset(m.data, stage.name)) for m in stage.data[stream])
-            total += once * (images * len(given.models) / trial.scored)
-    return total
+        passes += len(given.models) * sum(len(job.dataset(m.data, stage.name)) for m in stage.data[stream])
+    for number, _ in schedule(stage):
+        order = order_of(stage, number)
+        passes += len(job.dataset(order.config.data, stage.name))
+        if order.compares and order.source is not None:
+            images = len(job.dataset(order.source, stage.name))
+            passes += min(images, order.config.source_images or images)
+    once = next(iter(trial.scoring.values()), NOTHING)
+    return once * (passes / trial.scored)
 
 
 def _data_plan(job: Job, name: str) -> DataPlan:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,12 +14,20 @@ from segue.config import StageConfig
 from segue.data.audit import class_shares
 from segue.data.loaders import Stream
 from segue.engine import Place, fit
-from segue.jobs import sinks, validation
-from segue.jobs.build import Job, build_method, build_streams, method_class, pseudo_label_folder, weights_source
+from segue.jobs import annotate, sinks, validation
+from segue.jobs.build import (
+    Job,
+    build_method,
+    build_streams,
+    method_class,
+    pseudo_label_folder,
+    stream_data,
+    weights_source,
+)
 from segue.jobs.cost import Cost, now, record
 from segue.methods.base import Method
 from segue.models.base import SegModel
-from segue.progress import Progress
+from segue.progress import Progress, warn
 from segue.scoring import score
 
 
@@ -42,20 +49,7 @@ def _run_stage(job: Job, stage: StageConfig, resume: bool) -> dict[str, Any]:
     if job.hardware.rank == 0:
         stored = runs.update(folder / "stage.json", **stored, status="running")
     made = _label(job, stage) if stage.pseudo_labels else {}
-    method = build_method(job, stage)
-    place = Place(
-        folder=folder,
-        device=job.hardware.device,
-        labels=job.labels,
-        info={"run": str(job.folder), "stage": stage.name, "recipe": job.recipe.name, "chosen": "last"},
-        progress=Progress(stage.name) if job.hardware.rank == 0 else None,
-        watch=_watched(stage, method),
-        trained=stage.start is not None,
-        warn=_warn,
-        rank=job.hardware.rank,
-        world=job.hardware.world,
-    )
-    iterations, training = _train(job, stage, method, place, resume) if method.trains else (0, None)
+    method, iterations, training = _trained(job, stage, resume)
     if job.hardware.rank == 0:
         evaluations, scoring = _score(job, method, folder)
         runs.update(
@@ -68,20 +62,54 @@ def _run_stage(job: Job, stage: StageConfig, resume: bool) -> dict[str, Any]:
             scoring=scoring,
             prior=_prior(job, stage),
             pseudo_labels=made,
+            annotate=annotate.record(job, stage, evaluations),
             cpu_s=stored.get("cpu_s", 0.0) + runs.cpu_seconds() - cpu,
         )
     job.hardware.barrier()  # the next stage of every rank starts from what rank 0 has written
     return runs.read(folder / "stage.json")
 
 
+def _trained(job: Job, stage: StageConfig, resume: bool) -> tuple[Method, int, dict[str, Any] | None]:
+    """Train, with a pause at each round of annotation; the method, its iterations, and what the last part cost.
+
+    Every part begins like a resumed run: a method as it is first built, then the checkpoint.
+    """
+    for number, iteration in annotate.schedule(stage):
+        if annotate.bought(job, stage, number):
+            continue
+        method = build_method(job, stage)
+        name = stage.start or "start"
+        if iteration:
+            _train(job, stage, method, resume, bought=number - 1, until=iteration)
+            name = f"{stage.name}, iteration {iteration}"
+        if job.hardware.rank == 0:
+            annotate.buy(job, stage, number, method.predictor(), name)
+        job.hardware.barrier()
+        resume = True
+    method = build_method(job, stage)
+    iterations, training = _train(job, stage, method, resume) if method.trains else (0, None)
+    return method, iterations, training
+
+
+def _place(job: Job, stage: StageConfig, method: Method) -> Place:
+    first = job.hardware.rank == 0
+    return Place(
+        folder=job.stage_folder(stage),
+        device=job.hardware.device,
+        labels=job.labels,
+        info={"run": str(job.folder), "stage": stage.name, "recipe": job.recipe.name, "chosen": "last"},
+        progress=Progress(stage.name) if first else None,
+        watch=_watched(stage, method),
+        trained=stage.start is not None,
+        warn=warn,
+        rank=job.hardware.rank,
+        world=job.hardware.world,
+    )
+
+
 def _watched(stage: StageConfig, method: Method) -> tuple[str, ...]:
     """Streams without labels of their own."""
     return tuple(name for name in stage.data if name not in method.uses_labels or name in stage.pseudo_labels)
-
-
-def _warn(text: str) -> None:
-    lead = "\r\x1b[2K" if sys.stderr.isatty() else ""  # in the place of the progress line
-    print(f"{lead}warning: {text}", file=sys.stderr, flush=True)
 
 
 def _label(job: Job, stage: StageConfig) -> dict[str, Any]:
@@ -106,11 +134,17 @@ def _label(job: Job, stage: StageConfig) -> dict[str, Any]:
 
 
 def _train(
-    job: Job, stage: StageConfig, method: Method, place: Place, resume: bool
+    job: Job,
+    stage: StageConfig,
+    method: Method,
+    resume: bool,
+    *,
+    bought: int | None = None,
+    until: int | None = None,
 ) -> tuple[int, dict[str, Any] | None]:
     """Train; the number of iterations, and what those of this process cost (None when all were done before)."""
-    streams: Mapping[str, Stream] = build_streams(job, stage)
-    device = job.hardware.device
+    streams: Mapping[str, Stream] = build_streams(job, stage, bought=bought)
+    place, device = _place(job, stage, method), job.hardware.device
     start, scoring = now(device), Cost()
 
     def validate(model: nn.Module, iteration: int) -> dict[str, float]:
@@ -128,7 +162,8 @@ def _train(
     names = job.recipe.loggers if job.hardware.rank == 0 else ()
     with sinks.opened(names, job.folder, place.folder, job.recipe.name) as trackers:
         place = replace(place, validate=validate, sinks=trackers)
-        total = fit(method, streams, job.recipe.train_of(stage), job.recipe.optim_of(stage), place, resume=resume)
+        train, optim = job.recipe.train_of(stage), job.recipe.optim_of(stage)
+        total = fit(method, streams, train, optim, place, resume=resume, until=until)
     per_epoch = streams[next(iter(streams))].iterations_per_epoch
     return total, record(now(device) - start - scoring, total - done, per_epoch, device) if total > done else None
 
@@ -161,7 +196,7 @@ def _prior(job: Job, stage: StageConfig) -> dict[str, float] | None:
     labelled = [name for name in method_class(stage).uses_labels if name not in stage.pseudo_labels]
     if not labelled:
         return None
-    shares, _, _ = class_shares(job.dataset(stage.data[labelled[0]][0].data, stage.name))
+    shares, _, _ = class_shares(stream_data(job, stage, labelled[0])[0][1])
     return dict(zip(job.labels.classes, shares, strict=True))
 
 

@@ -102,6 +102,12 @@ class Adversarial(Method):
             found[name] = shown * pixel.unsqueeze(1)
         return found
 
+    def domain_logits(self, output: Output) -> Tensor:
+        """(N,1,h,w) logit that cells of a prediction are of the target, by the discriminator of ``main``."""
+        pixel = torch.ones(len(output.logits), *output.size, dtype=torch.bool, device=output.logits.device)
+        shown: Tensor = self.discriminator[MAIN](self.maps(output, (MAIN,), pixel)[MAIN])
+        return shown if self.config.loss == "vanilla" else shown.logit(eps=1e-6)
+
     # The two below return what later graphs need, so that no local of the generator keeps a graph's tensors alive.
     def _supervised(self, source: Batch, iteration: int) -> tuple[Terms, Output]:
         output = self.model(source.image)

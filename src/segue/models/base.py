@@ -73,15 +73,15 @@ class Output:
         The margin that was padded on is cut off.
         """
         height, width = size or self.size
-        full = self.padded  # as it is for the own size: an export with symbolic sizes cannot round
-        if size is not None:
-            full = (
-                round(self.padded[0] * height / self.size[0]),
-                round(self.padded[1] * width / self.size[1]),
-            )
+        # as it is for the own size: an export with symbolic sizes cannot round
+        full = self.padded if size is None else self.covered(size)
         if tensor.shape[-2:] != full:
             tensor = bilinear(tensor, full, self.align_corners)
         return tensor[..., :height, :width]
+
+    def covered(self, size: tuple[int, int]) -> tuple[int, int]:
+        """(H,W) that the network's grid covers when the image without its margin is upsampled to ``size``."""
+        return round(self.padded[0] * size[0] / self.size[0]), round(self.padded[1] * size[1] / self.size[1])
 
     def to_classes(self) -> Tensor:
         """Logits without outputs beyond the label space: (N,C,h,w).

@@ -95,7 +95,7 @@ def pooling(
     """The matrix that averages maps on ``grid`` (h,w) over ``regions`` (H,W), ids 0..``number``-1, others left out.
 
     ``covered``: the size that the grid is upsampled to before the margin at the bottom and right is cut off
-    (:attr:`Output.padded`, or :func:`covered_size` at another resolution); default (H,W).
+    (:meth:`Output.covered`); default (H,W).
     Weights are summed in float64.
     """
     size = (regions.shape[0], regions.shape[1])
@@ -113,14 +113,6 @@ def pooling(
     ends = torch.cat([ends.new_zeros(1), ends]).int()
     matrix = _csr(ends, (keys % cells).int(), values.to(dtype), (number, cells))
     return Pooling(matrix, area_px, grid)
-
-
-def covered_size(size: tuple[int, int], padded: tuple[int, int], regions: tuple[int, int]) -> tuple[int, int]:
-    """``covered`` for regions at another resolution than the network's image: as :meth:`Output.upsample` does.
-
-    ``size`` of the given image, ``padded`` of what the network saw, ``regions`` of the region map, all (H,W).
-    """
-    return round(padded[0] * regions[0] / size[0]), round(padded[1] * regions[1] / size[1])
 
 
 def pixel_sums(values: Tensor, regions: Tensor, number: int) -> Tensor:

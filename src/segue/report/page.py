@@ -16,6 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from segue.report import charts, tables
+from segue.report.annotation import annotation
 from segue.report.pictures import Album, Column, Row
 from segue.report.read import ROLES, Run, Stage, number
 from segue.report.tables import ROLE_COLORS, ROLE_NAMES, Compared
@@ -88,6 +89,7 @@ def _context(run: Run, shown: Run, verdict: Verdict) -> dict[str, Any]:
         "confusion": _confusion(shown),
         "curves": _score_curve(shown, compared),
         "losses": [(c.stage.name, *loss) for c in compared for loss in _losses(c.stage)],
+        "annotation": annotation(shown),
         "health": [h | {"chart": _kept(h)} for h in health],
         "watched": [
             w | {"charts": _watched(w)} for s in shown.stages[: tables.MAX_COMPARED] if (w := tables.watched(s))

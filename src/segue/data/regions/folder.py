@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from segue.data.errors import DataError
 from segue.data.images import Size, read_ids
+from segue.data.regions.published import PublishedConfig
 from segue.data.regions.slic import U16, SuperpixelConfig
 from segue.files import file_of, read_json
 from segue.settings import Settings
@@ -33,7 +34,7 @@ class Entry(Settings):
 
     size: Size
     regions: int
-    """Number reached; ids are 0 to one less."""
+    """Ids are 0 to one less. Superpixels made here have all of them; published ones may have gaps, of area 0."""
     crc: int
     """CRC-32 of the PNG's bytes."""
 
@@ -44,7 +45,7 @@ class Index(Settings):
     format: str = FORMAT
     data: str
     split: str
-    superpixels: SuperpixelConfig
+    superpixels: SuperpixelConfig | PublishedConfig
     opencv: str
     labels: dict[str, Any] | None
     """Label space whose void is the ignored pixels (:meth:`segue.labels.LabelSpace.to_dict`); null without labels."""
@@ -76,7 +77,10 @@ class Regions:
         return list(self.index.images)
 
     def rows(self, image_id: str) -> slice:
-        """Where the regions of an image lie in the tables; ``DataError`` for an image without regions."""
+        """Where the regions of an image lie in the tables, by id; ``DataError`` for an image without regions.
+
+        An id that no pixel has (:class:`Entry`) is in there with an area of 0, and is no region.
+        """
         self.require([image_id])
         return self._rows[image_id]
 

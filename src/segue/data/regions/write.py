@@ -26,10 +26,11 @@ from segue.data.errors import DataError
 from segue.data.images import encode
 from segue.data.python_dataset import PythonDataset
 from segue.data.regions.folder import AREAS, INDEX, Entry, Index, Regions, areas_type, png_of, whole
-from segue.data.regions.slic import SuperpixelConfig, superpixels
+from segue.data.regions.published import Published
+from segue.data.regions.slic import U16, SuperpixelConfig, superpixels
 from segue.errors import DISK_FULL
 from segue.files import remove, replacing, write_text
-from segue.labels import IGNORE
+from segue.labels import IGNORE, U8
 
 PART = ".part"
 JOURNAL, LOCK = "rows.jsonl", "lock"
@@ -47,15 +48,15 @@ class Row(Entry):
 def make(
     dataset: Dataset,
     folder: Path,
-    config: SuperpixelConfig | None = None,
+    config: SuperpixelConfig | Published | None = None,
     *,
     jobs: int | None = None,
     progress: Callable[[int, int], object] | None = None,
 ) -> Regions:
     """Make the regions of all images in ``folder``, or what is missing of them; ``jobs`` threads, default one a core.
 
-    ``DataError`` for a folder with other content, other settings, or in use; for an image that cannot be read; for a
-    full disk; without ``cv2.ximgproc``.
+    ``config``: how to cut, or the maps of others to take over. ``DataError`` for a folder with other content, other
+    settings, or in use; for an image or map that cannot be read; for a full disk; to cut without ``cv2.ximgproc``.
     """
     maker = _Maker(dataset, folder, config or SuperpixelConfig())
     with ExitStack() as stack:
@@ -67,13 +68,13 @@ def make(
 
 
 class _Maker:
-    def __init__(self, dataset: Dataset, folder: Path, config: SuperpixelConfig) -> None:
+    def __init__(self, dataset: Dataset, folder: Path, config: SuperpixelConfig | Published) -> None:
         self.dataset = dataset
         self.folder = folder
         self.config = config
         self.rows: dict[str, Row] = {}
         self.settings: dict[str, Any] = {
-            "superpixels": config.model_dump(),
+            "superpixels": (config.config if isinstance(config, Published) else config).model_dump(),
             "labels": dataset.space.to_dict() if dataset.labelled else None,
         }
 
@@ -112,7 +113,7 @@ class _Maker:
         index, labelled = item
         image_id = self.dataset.ids[index]
         sample = self.dataset.read_sample(index, self.dataset.labelled and labelled)
-        regions = superpixels(sample.image, self.config)
+        regions = self._cut(image_id, sample.image)
         area = np.bincount(regions.ravel())
         ignored = None
         if self.dataset.labelled:
@@ -129,6 +130,11 @@ class _Maker:
             area_px=area.tolist(),
             ignored_px=ignored,
         )
+
+    def _cut(self, image_id: str, image: U8) -> U16:
+        if isinstance(self.config, Published):
+            return self.config.read(image_id, image.shape[:2])
+        return superpixels(image, self.config)
 
     def _finish(self) -> None:
         rows = [self.rows[i] for i in self.dataset.ids]

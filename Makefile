@@ -41,6 +41,9 @@ bench: install
 	$(BIN)/python benchmarks/ranking.py
 	$(BIN)/python benchmarks/mixtures.py
 	$(BIN)/python benchmarks/survey.py
+	$(BIN)/python benchmarks/cil_step.py
+	$(BIN)/python benchmarks/task_scores.py
+	$(BIN)/python benchmarks/closed_form.py
 
 lint: install
 	$(BIN)/ruff check .

@@ -30,6 +30,7 @@ from segue.scoring import score
 from segue.scoring.matrix import LENIENT
 from segue.scoring.protocols import NATIVE, Protocol, Size, Window, protocol_of
 from segue.scoring.result import Result
+from segue.tasks import load_task
 
 CHOSEN = "classes"  # the view of the classes that a call names
 
@@ -95,6 +96,7 @@ def evaluate(
     calibration: bool = False,
     temperature_data: str | None = None,
     temperature_root: Path | None = None,
+    tasks: str | Path | Mapping[str, Any] | None = None,
     labels: str | None = None,
     encoding: str | None = None,
     device: str = "auto",
@@ -107,13 +109,26 @@ def evaluate(
     classes, or ``classes``); ``NAME-lenient`` ignores pixels of other classes. ``classes``: names, or the name of a
     view, among which the networks must choose. ``protocol``: see ``segue.scoring.protocols``; varied by ``flip``,
     ``scales``, ``slide`` windows every ``stride`` (default: half) and ``size`` of the network's input.
-    ``temperature_data``: labelled data that a temperature is fitted on. ``labels`` (a label space's name) and
+    ``temperature_data``: labelled data that a temperature is fitted on. ``tasks``: a task (:mod:`segue.tasks`), of
+    whose steps the model knows the classes, of all or the first few: scores of each group of classes and of the unions,
+    among which the networks must choose, from the same pass. ``labels`` (a label space's name) and
     ``encoding`` are of ``predictions``, which no setting of a model goes with. ``UserError`` for what cannot be.
     """
     models = [model] if isinstance(model, (str, Path, Predictor)) else list(model)
     calibrated = calibration or temperature_data is not None
     if predictions is not None:
-        if models or classes or flip or scales or slide or stride or size or calibrated or protocol != NATIVE.name:
+        if (
+            models
+            or classes
+            or tasks
+            or flip
+            or scales
+            or slide
+            or stride
+            or size
+            or calibrated
+            or protocol != NATIVE.name
+        ):
             raise UserError("predictions are scored as they are: no model and no setting of one goes with them")
         dataset = _open(data, root, None, load_space(labels) if labels else None)
         found = predicted.score_predictions(
@@ -123,7 +138,9 @@ def evaluate(
     rule = _rule(protocol, size, scales, flip, slide, stride)
     predictors = [m if isinstance(m, Predictor) else load(m, device, checkpoint) for m in models]
     space, names = _classes(predictors, classes)
-    measure = score.Measure(tuple(views) or _default_view(rule, names), rule, names, boundary, calibrated)
+    measure = score.Measure(
+        tuple(views) or _default_view(rule, names), rule, names, boundary, calibrated, tasks=_tasks(tasks, space)
+    )
     networks, seen = [p.model for p in predictors], size if rule.size is None else None
     dataset = _open(data, root, seen, space)
     if temperature_data is not None:
@@ -273,6 +290,20 @@ def _classes(predictors: Sequence[Predictor], classes: Sequence[str]) -> tuple[L
         names = tuple(space.views[names[0]])
     names = tuple(space.classes[t] for t in sorted({space.index(name) for name in names}))
     return (replace(space, views={**space.views, CHOSEN: names}) if names else space), names
+
+
+def _tasks(given: str | Path | Mapping[str, Any] | None, space: LabelSpace) -> dict[str, tuple[str, ...]]:
+    """Classes of each group and union of a task, up to the last step whose classes the models know."""
+    if given is None:
+        return {}
+    task = load_task(given)
+    known = [step for step in range(1, task.steps + 1) if set(task.space(step).classes) <= set(space.classes)]
+    if not known:
+        missing = [name for name in task.space(1).classes if name not in space.classes]
+        raise UserError(f"task {task.name!r} does not fit: the model does not know {', '.join(missing)}")
+    if task.domains:
+        raise UserError(f"task {task.name!r} has the same classes in every step: there is nothing to score by itself")
+    return task.tasks(known[-1])
 
 
 def _default_view(rule: Protocol, names: Sequence[str]) -> tuple[str, ...]:

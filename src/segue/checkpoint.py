@@ -121,14 +121,24 @@ def check_fit(model: SegModel, tensors: Mapping[str, torch.Tensor], where: str) 
         )
 
 
+def describe(path: Path) -> tuple[LabelSpace, dict[str, Any] | None]:
+    """Label space of a stored model, and its layout (:meth:`SegModel.layout`), without its weights."""
+    info, labels = _described(find_model(path))
+    return labels, info.get("layout")
+
+
+def _described(folder: Path) -> tuple[dict[str, Any], LabelSpace]:
+    try:
+        info: dict[str, Any] = read_json(folder / "model.json")
+        return info, space_from_dict(info["labels"])
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"cannot read {folder / 'model.json'}: {error}") from error
+
+
 def start_from(model: SegModel, labels: LabelSpace, path: Path) -> None:
     """Start ``model`` from the weights of another run and keep its notes; ``CheckpointError`` for other classes."""
     folder = find_model(path)
-    try:
-        info = read_json(folder / "model.json")
-        theirs = space_from_dict(info["labels"])
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"cannot read {folder / 'model.json'}: {error}") from error
+    info, theirs = _described(folder)
     if theirs.classes != labels.classes:
         other = sorted(set(theirs.classes) ^ set(labels.classes))
         raise CheckpointError(

@@ -17,6 +17,7 @@ from segue.policies import AugmentConfig
 from segue.presets import applied
 from segue.rounds import written_out
 from segue.settings import Settings, check
+from segue.tasks import load_task
 
 Size = tuple[PositiveInt, PositiveInt]
 NAMED = ("model", "method", "acquisition")
@@ -211,6 +212,13 @@ class StageConfig(Settings):
     also makes its pseudo-labels and chooses what to annotate. Elsewhere in the recipe NAME then means the last."""
     annotate: AnnotateConfig | None = None
     """Buy labels of regions of a data set, once a round."""
+    step: PositiveInt | Literal["all"] | None = None
+    """Step of the recipe's ``task``: which classes the model has, and which images and classes its labelled streams.
+    Default: all."""
+    head: Literal["random", "background", "unknown"] | None = None
+    """How outputs of new classes begin when ``start`` has fewer. Default: as the method asks."""
+    memory: PositiveInt = 100
+    """Images of earlier steps that a stream ``replay`` holds (100 of VOC in SSUL-M)."""
     role: Literal["source_only", "adapted", "target_supervised"] | None = None
     """Which of the report's three numbers this stage gives."""
     model: dict[str, Any] = Field(default_factory=dict)
@@ -265,6 +273,8 @@ class Recipe(Settings):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     labels: str
     """Label space of the model, see ``segue list spaces``."""
+    task: str | dict[str, Any] | None = None
+    """Steps in which classes come (``segue list tasks``): a name, a YAML file, or a block."""
     seed: int = Field(0, ge=0)
     model: dict[str, Any]
     """``name`` of the model and its settings."""
@@ -309,7 +319,19 @@ class Recipe(Settings):
             seen.append(stage.name)
         for name in self.evaluate.data:
             self.split_of(name, "evaluate.data")
+        self._check_task()
         return self
+
+    def _check_task(self) -> None:
+        if self.task is None:
+            if stepped := [s.name for s in self.stages if s.step is not None]:
+                raise ValueError(f"stage {stepped[0]!r} names a step, so the recipe needs a task (segue list tasks)")
+            return
+        task = load_task(self.task)
+        if task.labels != self.labels:
+            raise ValueError(f"task {task.name!r} shares out label space {task.labels!r}: set labels to that")
+        for stage in self.stages:
+            task.seen(stage.step)
 
     def split_of(self, text: str, where: str) -> tuple[str, str]:
         """``NAME:split`` to its two parts; an unknown name is an error that lists the known ones."""

@@ -22,7 +22,7 @@ from segue.checkpoint import save_model
 from segue.errors import UserError
 from segue.files import replacing
 from segue.foreign.base import Foreign
-from segue.foreign.files import read_foreign, read_state
+from segue.foreign.files import located, read_foreign, read_state
 from segue.labels import LabelSpace, load_space
 from segue.models.base import SegModel
 from segue.models.build import build_model
@@ -86,6 +86,7 @@ def plan(old: Path, layout: str | None = None, settings: Mapping[str, Any] | Non
     ``settings`` go over the model settings that the file's shapes decide. ``UserError`` when the file cannot be read
     or recognised, or the settings are wrong.
     """
+    old = located(old)
     if old.is_file() and old.suffix == ".safetensors" and set(BUFFERS) <= read_state(old).keys():
         raise ConvertError(f"{old} is a model of Segue already: use it as it is")
     foreign = read_foreign(old, layout)

@@ -368,10 +368,10 @@ def _add(logs: dict[str, Tensor], terms: Terms, share: float) -> None:
 
 
 def _global_counts(batches: list[Batch], place: Place) -> list[Batch]:
-    """Labelled pixels over all ranks: every rank's loader knows only its own part of the sum."""
-    count = batches[0].label_count.to(place.device, copy=True)
-    dist.all_reduce(count)
-    return [replace(b, label_count=count) for b in batches]
+    """Counts of pixels over all ranks: every rank's loader knows only its own part of the sums."""
+    sums = torch.cat([batches[0].label_count.view(1), batches[0].tally()]).to(place.device)
+    dist.all_reduce(sums)
+    return [replace(b, label_count=sums[0], counts=sums[1:]) for b in batches]
 
 
 def _interrupted(stop: int, iteration: int) -> Interrupted:

@@ -36,7 +36,8 @@ class LabelSpace:
 
     ``ids[t]`` is the label id that files of this space hold for train id ``t``; ``views`` names subsets of classes
     whose IoUs are averaged together (for example the 16 and 13 classes of SYNTHIA); ``maps[other]`` says, for a native
-    class name of space ``other``, which class of this space it becomes (None = ignored).
+    class name of space ``other``, which class of this space it becomes (None = ignored). ``background``: the name of
+    class 0 where that takes in whatever is not labelled (``segue.tasks``), else None.
     """
 
     name: str
@@ -45,6 +46,7 @@ class LabelSpace:
     ids: tuple[int, ...]
     views: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     maps: Mapping[str, Mapping[str, str | None]] = field(default_factory=dict)
+    background: str | None = None
 
     def __post_init__(self) -> None:
         if not 0 < len(self.classes) <= UNKNOWN:
@@ -53,6 +55,10 @@ class LabelSpace:
             raise LabelError(f"label space {self.name!r} repeats a class name or a label id")
         if not len(self.classes) == len(self.colors) == len(self.ids):
             raise LabelError(f"label space {self.name!r} needs one colour and one id for each class")
+        if self.background not in (None, self.classes[0]):
+            raise LabelError(
+                f"label space {self.name!r}: the background is class 0, {self.classes[0]!r}, not {self.background!r}"
+            )
 
     def __len__(self) -> int:
         return len(self.classes)
@@ -99,6 +105,7 @@ class LabelSpace:
                 for c, k, i in zip(self.classes, self.colors, self.ids, strict=True)
             ],
             "views": {k: list(v) for k, v in self.views.items()},
+            **({} if self.background is None else {"background": self.background}),
         }
 
 
@@ -189,6 +196,7 @@ def space_from_dict(data: Mapping[str, Any]) -> LabelSpace:
             ids=tuple(int(r.get("id", i)) for i, r in enumerate(rows)),
             views={str(k): tuple(v) for k, v in data.get("views", {}).items()},
             maps=data.get("maps", {}),
+            background=data.get("background"),
         )
     except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise LabelError(f"not a label space: {error!r} (each class needs 'name' and 'color: [r, g, b]')") from error

@@ -87,7 +87,7 @@ def set_lr(
         factor = lr_factor(schedule, iteration, total, per_epoch)
         for group in optimizer.param_groups:
             group["lr"] = group["base_lr"] * factor
-    groups = optimizers["model"].param_groups
+    groups = optimizers["model"].param_groups if "model" in optimizers else []
     return float(groups[0]["lr"]) if groups else 0.0
 
 

@@ -127,7 +127,15 @@ def test_every_split_opens_and_holds_its_images(name: str, tmp_path: Path) -> No
         labelled = [f.id for f in frames if any(f.labels)] if spec.split(split).labels else []
         assert dataset.labelled == bool(labelled), split
         assert not dataset.unlabelled_ids, split
-    assert spec.splits.keys() - layout.splits.keys() <= {"test"}  # CamVid's is as its train
+    assert spec.splits.keys() - layout.splits.keys() <= {"test", "trainval"}  # CamVid's is as its train
+
+
+def test_cityscapes_trainval_is_both(scene_data: Path) -> None:
+    both, *parts = (opened("cityscapes", scene_data / "city", split) for split in ("trainval", "train", "val"))
+    assert both.ids == sorted(i for part in parts for i in part.ids)
+    for part in parts:
+        index = both.ids.index(part.ids[0])
+        assert (both.read_label(index) == part.read_label(0)).all()
 
 
 @pytest.mark.parametrize("name", ENTRIES)

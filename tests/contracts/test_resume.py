@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from helpers.fingerprint import fingerprint
-from helpers.recipes import presets_beside, recipe, trained_methods
+from helpers.recipes import presets_beside, recipe, seldom, trained_methods
 from segue import checkpoint, recipes
 from segue.jobs import stages
 from segue.jobs.run import run
@@ -20,7 +20,7 @@ from segue.scoring import score
 
 KILL_AT = 3
 TRAINED = [
-    *trained_methods(),
+    *(pytest.param(name, marks=pytest.mark.slow) if seldom(name) else name for name in trained_methods()),
     *presets_beside(),
     pytest.param("dida_as_published", marks=pytest.mark.slow),  # dida with fewer corrections
 ]

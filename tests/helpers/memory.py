@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from segue.data.batch import Batch, Meta
 from segue.labels import load_space
 from segue.methods.base import METHODS
+from segue.methods.incremental import Distillation
 from segue.models.base import SegModel
 from segue.models.build import build_model
 
@@ -44,8 +46,21 @@ def in_place(given: Batch) -> Batch:
 
 def method(name: str, net: SegModel | None = None, **settings: Any) -> Any:
     cls = METHODS.get(name)
-    built = cls(cls.Config.model_validate({"name": name, **settings}), net or model(), SPACE, {})
+    distils = issubclass(cls, Distillation)
+    references = {"teacher": model().requires_grad_(False)} if distils else {}
+    built = cls(cls.Config.model_validate({"name": name, **settings}), net or model(), SPACE, references)
     built.key = (0, "test")
     built.train()
-    built.prepare({})
+    built.prepare({"source": Held()} if distils else {})
     return built
+
+
+class Held:
+    """A stream of one batch, for ever."""
+
+    iterations_per_epoch = 1.0
+
+    def iterate(self, start: int) -> Iterator[list[Batch]]:
+        """The batch, again and again."""
+        while True:
+            yield [batch(0)]

@@ -6,12 +6,19 @@ from pathlib import Path
 from typing import Any
 
 from segue.methods.base import METHODS
+from segue.methods.incremental import Distillation
 from segue.presets import presets
 
 
 def trained_methods() -> list[str]:
     """Registered methods that train; the others only choose what is scored."""
     return [name for name in METHODS.names() if METHODS.get(name).trains]
+
+
+def seldom(name: str) -> bool:
+    """Whether two other methods of class steps stand for this one, since they share most code: slow tests try it."""
+    module = "" if name in presets() else METHODS.get(name).__module__
+    return "incremental" in module and name not in ("cil", "ewc")
 
 
 def presets_beside(*published: str) -> list[str]:
@@ -30,6 +37,8 @@ def recipe(data: Path, method: str = "supervised", **train: Any) -> dict[str, An
     cls = METHODS.get("self_training" if method in presets() else method)
     needs, labelled = cls.needs, cls.uses_labels
     streams = {name: "game:train" if name in labelled else "city:train" for name in needs}
+    if issubclass(cls, Distillation):
+        chosen["references"] = {"teacher": "first"}
     return {
         "name": "mini",
         "labels": "cityscapes19",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -43,7 +44,7 @@ def take(source: Stream, start: int, number: int) -> list[list[Batch]]:
 
 
 def same(a: Batch, b: Batch) -> bool:
-    tensors = ("image", "label", "pixel", "label_count")
+    tensors = ("image", "label", "pixel", "label_count", "counts")
     return a.meta == b.meta and all(torch.equal(getattr(a, t), getattr(b, t)) for t in tensors)
 
 
@@ -68,6 +69,7 @@ def test_micro_batches_and_ranks_split_the_same_global_batch(yard: Dataset) -> N
     assert [m.uid for b in ordered for m in b.meta] == [m.uid for m in whole.meta]
     both = float(parts[0, 0].label_count) + float(parts[0, 1].label_count)  # as the engine's all-reduce adds them
     assert both == float(whole.label_count) / 4
+    assert torch.equal(parts[0, 0].tally() + parts[0, 1].tally(), whole.tally() / 4)
 
 
 def test_label_count_is_the_global_mean_denominator(yard: Dataset) -> None:
@@ -75,6 +77,17 @@ def test_label_count_is_the_global_mean_denominator(yard: Dataset) -> None:
     labelled = sum(int((b.label != IGNORE).sum()) for b in batches)
     assert [float(b.label_count) for b in batches] == [labelled / 2] * 2
     assert labelled > 0 and batches[0].label_count.ndim == 0
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_counts_are_those_of_the_pictures_labels_in_the_global_batch(yard: Dataset, labelled: bool) -> None:
+    padded = TransformConfig(crop=(SIZE[0] + 8, SIZE[1] + 8))
+    batches = take(stream(yard, accumulate=2, transform=padded, labelled=labelled), 0, 1)[0]
+    own = torch.stack([replace(b, counts=None).tally() for b in batches])
+    assert all(torch.equal(b.tally(), own.sum(0) / 2) for b in batches)
+    assert int(own.sum()) == sum(int(b.pixel.sum()) for b in batches) < sum(b.pixel.numel() for b in batches)
+    assert float(own[:, :IGNORE].sum()) == 2 * float(batches[0].label_count)
+    assert float(own[:, IGNORE].sum()) == (4 if labelled else float(own.sum()))
 
 
 def test_global_generators_are_left_alone(yard: Dataset) -> None:

@@ -1,4 +1,4 @@
-"""The JSON index of CIL's loader: which pictures it means, what is wrong with a damaged one, and the data set it lists."""
+"""The JSON index of CIL's loader: which pictures it means, what is wrong with a damaged one, what it lists."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_a_json_file_alone_is_no_index(tmp_path: Path) -> None:
 def tree(tmp_path: Path) -> Path:
     """Cityscapes with two images of each city below what ``IFN_DIR_DATASET`` names."""
     root = tmp_path / "Dataset/cityscapes"
-    scenes.write(root, num=1, seed=1, domain=scenes.domain("city"), size=(32, 64), split="val")
+    scenes.write(root, num=1, seed=1, domain=scenes.domain("city"), size=(64, 128), split="val")
     spec_ids = np.array([7, 8, 11, 26], np.uint8)
     for city in CITIES:
         for number in (1, 2):

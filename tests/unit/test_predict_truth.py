@@ -63,6 +63,18 @@ def test_label_ids_with_the_void_ids_of_their_data_set(tmp_path: Path) -> None:
     assert np.array_equal(Truth(tmp_path, ["x"], CITY).read("x"), [[0, 255, 7, 18, 255]])
 
 
+def test_the_label_file_of_one_image(tmp_path: Path) -> None:
+    official, own = tmp_path / "ulm_000019_gtFine_labelIds.png", tmp_path / "gt_123.png"
+    _save(official, [[7, 4, 33]])
+    _save(own, [[0, 255, 18]])
+    for path, encoding in ((official, ""), (own, "trainid")):
+        truth = Truth(path, ["in/ulm_000019_leftImg8bit"], CITY, encoding)
+        assert np.array_equal(truth.read("in/ulm_000019_leftImg8bit"), [[0, 255, 18]]) and not truth.without
+    assert np.array_equal(Truth(official, ["other"], CITY, "labelid").read("other"), [[0, 255, 18]])
+    with pytest.raises(UserError, match=r"gt_123\.png is the label of one image, not of 2"):
+        Truth(own, ["a", "b"], CITY)
+
+
 def test_what_cannot_be_matched(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no folder"):
         Truth(tmp_path / "none", ["a"], SPACE)

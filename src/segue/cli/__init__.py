@@ -116,7 +116,19 @@ def _print_summary(folder: Path, summary: dict[str, Any]) -> None:
         closed = summary.get("gap_closed", math.nan)
         if not math.isnan(closed):  # else there was no gap
             print(f"  {'gap closed':18} {100 * closed:5.0f} %")
+    for line in _steps(folder):
+        print(line)
     print(f"{summary['cpu_s']:.0f} CPU-seconds, {summary['peak_memory_gb']:.1f} GB; report: {folder / 'report.html'}")
+
+
+def _steps(folder: Path) -> list[str]:
+    from segue.report.extension import ledger_of
+    from segue.report.read import read_run
+    from segue.scoring.ledger import lines
+
+    run = read_run(folder)
+    found = [ledger_of(seed) for seed in (run, *run.seeds.values())]
+    return [line for one in found if one.stages for line in lines(one)]
 
 
 @app.command()
@@ -146,7 +158,7 @@ def list_names(
     kind: Annotated[
         str,
         typer.Argument(
-            help="methods, parts, presets, models, acquisitions, layouts, datasets, recipes, spaces, domains."
+            help="methods, parts, presets, models, acquisitions, tasks, layouts, datasets, recipes, spaces, domains."
         ),
     ],
 ) -> None:
@@ -164,6 +176,10 @@ def _names(kind: str) -> list[str]:
         from segue.labels import space_names
 
         return space_names()
+    if kind == "tasks":
+        from segue.tasks import task_names
+
+        return task_names()
     if kind == "datasets":
         from segue.data.catalog import catalog_names
 
@@ -184,7 +200,7 @@ def _names(kind: str) -> list[str]:
 
         registry: Any = {"methods": METHODS, "parts": PARTS, "models": MODELS, "layouts": LAYOUTS}[kind]
         return [f"{name:24} {_first_line(registry.get(name).__doc__)}" for name in registry.names()]
-    known = "methods, parts, presets, models, acquisitions, layouts, datasets, recipes, spaces, domains"
+    known = "methods, parts, presets, models, acquisitions, tasks, layouts, datasets, recipes, spaces, domains"
     raise UserError(f"cannot list {kind!r} (known: {known})")
 
 

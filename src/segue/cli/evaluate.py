@@ -10,10 +10,12 @@ import typer
 from segue.cli.options import Device, numbers, percent, pixels
 from segue.files import write_json
 from segue.progress import Progress
+from segue.scoring.ledger import title
 
 MODEL = "Run, stage or checkpoint folder, or model.safetensors; several answer by their mean probability."
 VIEW = "Classes that are averaged; NAME-lenient ignores the pixels of others. May be repeated."
 CLASSES = "Names with commas, or a view: the model must choose among them."
+TASKS = "Name or file of a task: score each step's classes and their unions by themselves."
 TEMPERATURE = "Fit a temperature on this labelled data, best the source: NAME[:SPLIT]."
 
 More = Annotated[list[Path] | None, typer.Argument(metavar="[MODEL]...", help="More models, as after --model.")]
@@ -29,6 +31,7 @@ def evaluate(
     size: Annotated[str, typer.Option(help="Resize the network's input to HxW; scoring stays at label size.")] = "",
     view: Annotated[list[str] | None, typer.Option(help=VIEW)] = None,
     classes: Annotated[str, typer.Option(help=CLASSES)] = "",
+    tasks: Annotated[str | None, typer.Option(help=TASKS)] = None,
     protocol: Annotated[str, typer.Option(help="native, mmseg, d2ada, stdc, stdc75 or cil.")] = "native",
     flip: Annotated[bool, typer.Option("--flip", help="Average with the mirrored image.")] = False,
     scales: Annotated[str, typer.Option(help="Average over sizes of the input, e.g. 0.5,1,1.5.")] = "",
@@ -66,6 +69,7 @@ def evaluate(
         calibration=calibration,
         temperature_data=temperature_data,
         temperature_root=temperature_root,
+        tasks=tasks,
         labels=labels,
         encoding=encoding,
         device=device,
@@ -84,6 +88,8 @@ def _lines(scores: dict[str, Any]) -> list[str]:
         out.append(f"view {view}: mIoU {percent(own['miou'])}  accuracy {percent(own['accuracy'])}")
     for member in scores.get("members", []):
         out.append(f"mIoU {percent(member['miou'])}  alone: {_name(member['model'])}")
+    if "tasks" in scores:
+        out += _tasks(scores)
     if "boundary" in scores:
         own = scores["boundary"]
         out.append(f"boundary IoU {percent(own['mean'])}  smaller of it and IoU {percent(own['mean_smaller'])}")
@@ -110,6 +116,17 @@ def _headline(scores: dict[str, Any]) -> list[str]:
         f"mIoU {percent(scores['miou'])}  accuracy {percent(scores['accuracy'])}  "
         f"({scores['num_images']} images{without})",
     ]
+
+
+def _tasks(scores: dict[str, Any]) -> list[str]:
+    """mIoU of every task and union, a line a model."""
+    rows = [scores, *scores.get("members", [])]
+    titles = [title(name) for name in scores["tasks"]]
+    out = ["mIoU  " + "  ".join(titles)]
+    for row in rows:
+        cells = [percent(own["miou"]).rjust(len(name)) for own, name in zip(row["tasks"].values(), titles, strict=True)]
+        out.append("      " + "  ".join(cells) + (f"  alone: {_name(row['model'])}" if row is not scores else ""))
+    return out
 
 
 def _name(model: dict[str, Any]) -> str:

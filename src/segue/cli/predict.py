@@ -14,7 +14,7 @@ from segue.progress import Progress
 MODEL = "Run, stage or checkpoint folder, or model.safetensors; several answer by their mean probability."
 INPUT = "Image, folder (with all below it), glob in quotes, or video."
 FORMAT = "trainid, labelid, cityscapes (label ids under official names), color (default) or overlay."
-TRUTH = "Folder of labels, matched by name: drawn beside the predictions, scored, scores.json written."
+TRUTH = "Labels, matched by name, or the label of one image: drawn beside predictions, scored, scores.json written."
 ENCODING = "Of labels named as their images: trainid or labelid; default what fits."
 BESIDE = "Models next to each other, a single one beside its input, instead of their mean."
 FILM = "mp4 or gif: one film instead of PNGs. A video becomes mp4 anyway."

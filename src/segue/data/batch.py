@@ -38,6 +38,8 @@ class Batch:
     ``label_count`` scalar float: labelled pixels of the global batch divided by the number of micro-batches (over all
     devices). A sum over pixels divided by it, averaged over micro-batches and devices, is the mean over the global
     batch, however that batch is split.
+    ``counts`` (256,) float: the same of the picture's pixels that have each label, 255 among them. None in a batch that
+    no loader made, see :meth:`tally`.
     """
 
     image: Tensor
@@ -46,6 +48,13 @@ class Batch:
     weight: Tensor | None
     label_count: Tensor
     meta: tuple[Meta, ...]
+    counts: Tensor | None = None
+
+    def tally(self) -> Tensor:
+        """``counts``; those of this batch alone, as if it were the whole one, where it has none."""
+        if self.counts is not None:
+            return self.counts
+        return torch.bincount(self.label[self.pixel].long(), minlength=256).float()
 
     def to(self, device: torch.device) -> Batch:
         """The batch on a device, image as float 0..1 (uint8 travels, a quarter of the bytes)."""
@@ -57,6 +66,7 @@ class Batch:
             pixel=self.pixel.to(device, non_blocking=True),
             weight=None if self.weight is None else self.weight.to(device, non_blocking=True),
             label_count=self.label_count.to(device, non_blocking=True),
+            counts=None if self.counts is None else self.counts.to(device, non_blocking=True),
         )
 
     def pin_memory(self) -> Batch:

@@ -85,6 +85,8 @@ class Split(Settings):
     list: str | tuple[str, ...] | None = None
     """Text file that names the images of the split (or alternatives of which the first that exists counts): a line
     holds an image, by id or path, and perhaps its label. ``{split}`` stands for ``folder`` here too."""
+    index: str | None = None
+    """JSON file that names them, in the form of :mod:`segue.data.ifn_index`; used where it is there."""
     include: tuple[str, ...] = ()
     """Shell patterns on image ids (``0006R0_*``): keep what matches one of them."""
     exclude: tuple[str, ...] = ()

@@ -20,6 +20,7 @@ from segue.config import DatasetConfig
 from segue.data import catalog
 from segue.data.catalog import DatasetSpec, LabelFiles, Split
 from segue.data.errors import DataError
+from segue.data.ifn_index import has_index, read_index
 from segue.data.images import Size, read_ids, read_rgb, resize_image, resize_label
 from segue.data.listing import Pattern, find, first_id, read_list, select
 from segue.data.store import File, Store, find_archive
@@ -346,7 +347,10 @@ def _find_images(
     found = next((f for archives in _passes(store) if (f := find(store, patterns, fields, archives))), {})
     labels: dict[str, str] = {}
     ids = sorted(found)
-    if part.list is not None and found:
+    if part.index is not None and has_index(store, part.index):
+        labels = read_index(store, part.index, patterns)
+        ids = sorted(labels)
+    elif part.list is not None and found:
         names = [n.replace("{split}", part.folder or "") for n in _listed(part.list)]
         labels = read_list(store, names, patterns)
         ids = sorted(labels)

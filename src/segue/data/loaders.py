@@ -38,7 +38,7 @@ class Stream:
     opened). ``workers`` 0 reads in the calling thread. ``pixels``: of each data set (images, classes), what
     ``transform.rare_class`` draws by (:func:`segue.data.statistics.class_pixels`); it has no effect without labels.
 
-    ``Batch.label_count`` holds this rank's part of the sum; the engine adds up the ranks' parts.
+    ``Batch.label_count`` and ``counts`` hold this rank's part of the sums; the engine adds up the ranks' parts.
     ``DataError`` when a labelled stream lacks labels or the sizes do not divide.
     """
 
@@ -129,9 +129,10 @@ class Stream:
         return order
 
     def _counted(self, batches: list[Batch]) -> list[Batch]:
-        total = sum(float(b.label_count) for b in batches)
-        count = torch.tensor(total / (self.accumulate * self.world))
-        return [replace(b, label_count=count) for b in batches]
+        parts = self.accumulate * self.world
+        label_count = torch.tensor(sum(float(b.label_count) for b in batches) / parts)
+        counts = (torch.stack([b.tally() for b in batches]).sum(0) / parts).float()
+        return [replace(b, label_count=label_count, counts=counts) for b in batches]
 
 
 class _Places(Sampler[list[Place]]):
@@ -183,7 +184,7 @@ def _good(batch: Batch | str) -> Batch:
 
 
 def _collate(samples: list[tuple[Item, Meta] | str]) -> Batch | str:
-    """Stack samples; the text of the first error instead when there is one. ``label_count``: pixels of this stack."""
+    """Stack samples; the text of the first error instead when there is one. It counts the pixels of this stack."""
     good = [s for s in samples if not isinstance(s, str)]
     if len(good) < len(samples):
         return next(s for s in samples if isinstance(s, str))
@@ -205,8 +206,11 @@ def _collate(samples: list[tuple[Item, Meta] | str]) -> Batch | str:
         if item.pixel is not None:
             pixel[n] = item.pixel
     count = torch.tensor(float(np.count_nonzero(label != IGNORE)), dtype=torch.float64)
+    masks = pixel.view(np.uint8)
+    histograms = [cv2.calcHist([row], [0], mask, [256], [0, 256]) for row, mask in zip(label, masks, strict=True)]
+    counts = torch.from_numpy(np.sum(histograms, axis=0, dtype=np.float64).ravel())
     metas = tuple(meta for _, meta in good)
-    return Batch(torch.from_numpy(image), torch.from_numpy(label), torch.from_numpy(pixel), None, count, metas)
+    return Batch(torch.from_numpy(image), torch.from_numpy(label), torch.from_numpy(pixel), None, count, metas, counts)
 
 
 def _start_worker(_: int) -> None:

@@ -14,6 +14,7 @@ from segue.labels import load_space
 
 LICENCE = "published ERFNet weights: CC BY-NC 4.0, non-commercial use only (github.com/Eromera/erfnet_pytorch)"
 CIL_LICENCE = "published weights of CIL_Segmentation: CC BY-NC 4.0, non-commercial use only"
+CIL_NOTE = "its outputs are in the order of CIL's tasks (road, sidewalk, vegetation, …), not in that of Cityscapes"
 OUTPUT = "decoder.output_conv"
 RENAME = ((r"((?:encoder|decoder)\.(?:initial_block|layers)\..+|decoder\.output_conv\..+)", r"\1"),)
 ENCODER_HEAD = (r"encoder\.output_conv\..+", "classifier of the authors' encoder training, not used by the decoder")
@@ -83,6 +84,7 @@ class ErfnetCil(Layout):
         kept, renamed, dropped = translate(state, RENAME)
         num_classes = _num_classes(state)
         classes = load_space("cityscapes19").classes
+        known = num_classes in CIL_STEPS
         return Foreign(
             part="model",
             state=kept,
@@ -90,8 +92,8 @@ class ErfnetCil(Layout):
             dropped=dropped,
             model={"name": "erfnet"},
             num_classes=num_classes,
-            classes=tuple(classes[i] for i in CIL_ORDER[:num_classes]) if num_classes in CIL_STEPS else None,
-            notes=(CIL_LICENCE,),
+            classes=tuple(classes[i] for i in CIL_ORDER[:num_classes]) if known else None,
+            notes=(CIL_LICENCE, CIL_NOTE) if known else (CIL_LICENCE,),
         )
 
 

@@ -8,6 +8,7 @@ runs. A file with anything else is refused.
 
 from __future__ import annotations
 
+import os
 import pickle
 import re
 import warnings
@@ -44,6 +45,22 @@ class _Ignored:
 IGNORED: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     (_Ignored, name) for name in ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.dtype")
 ]
+
+
+def located(path: Path) -> Path:
+    """The weights file that a path means: itself, or one below ``$IFN_DIR_CHECKPOINT``, where CIL keeps its models.
+
+    A folder of CIL's code, or its name there (``erfnet_incremental_set12``), means its newest
+    ``models/weights_EPOCH/model.pth``. The path as it is when there is no such file.
+    """
+    root = os.environ.get("IFN_DIR_CHECKPOINT")
+    below = [Path(root) / path, Path(root) / "erfnet" / path] if root else []
+    for place in [path, *below]:
+        if place.is_file():
+            return place
+        if epochs := list(place.glob("models/weights_*/model.pth")):
+            return max(epochs, key=lambda file: (len(file.parent.name), file.parent.name))
+    return path
 
 
 def read_foreign(path: Path, layout: str | None = None) -> Foreign:

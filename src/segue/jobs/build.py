@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +19,21 @@ from segue.data.dataset import Dataset, open_dataset
 from segue.data.loaders import Stream
 from segue.data.relabelled import Relabelled
 from segue.data.statistics import class_pixels, tell
+from segue.data.steps import Memory, SeenImages, StepImages
 from segue.hardware import Hardware
-from segue.labels import LabelSpace
+from segue.labels import LabelSpace, load_space
 from segue.methods.base import METHODS, Method, MethodConfig
 from segue.methods.parts.base import part_configs
 from segue.models.base import MODELS, SegModel
 from segue.models.build import build_model
-from segue.ops.keys import seed_of
+from segue.ops.keys import generator, seed_of
 from segue.recipes import ConfigError
 from segue.scoring.names import folder_of
 from segue.settings import explain
+from segue.tasks import Task, load_task
 
+MEMORY = "replay"
+"""The stream of images of earlier steps."""
 LABELS = "labels"
 """In the folder of a round of annotation: all labels bought so far."""
 
@@ -43,8 +48,22 @@ class Job:
     labels: LabelSpace
     datasets: dict[str, Dataset] = field(default_factory=dict)
 
+    @cached_property
+    def task(self) -> Task | None:
+        """The task whose steps the stages are."""
+        return None if self.recipe.task is None else load_task(self.recipe.task)
+
+    def labels_of(self, stage: StageConfig) -> LabelSpace:
+        """The classes of a stage's model: all, or those of the steps so far."""
+        return self.labels if self.task is None else self.task.space(stage.step)
+
+    def evaluated(self, stage: StageConfig, text: str) -> Dataset:
+        """A validation set with the classes of a stage's model."""
+        dataset = self.dataset(text, "evaluate.data")
+        return dataset if self.task is None else SeenImages(dataset, self.task, stage.step)
+
     def dataset(self, text: str, where: str) -> Dataset:
-        """The data set of ``NAME:split``, opened once."""
+        """The data set of ``NAME:split`` with all classes, opened once."""
         if text not in self.datasets:
             name, split = self.recipe.split_of(text, where)
             self.datasets[text] = open_dataset(name, self.recipe.data[name], split, self.labels)
@@ -53,6 +72,11 @@ class Job:
     def stage_folder(self, stage: StageConfig) -> Path:
         """``stages/<k>_<name>``."""
         return self.folder / "stages" / f"{self.recipe.stages.index(stage)}_{stage.name}"
+
+
+def space_of(recipe: Recipe) -> LabelSpace:
+    """All classes of a recipe, in the order of its task where it has one."""
+    return load_space(recipe.labels) if recipe.task is None else load_task(recipe.task).space(None)
 
 
 def model_config(recipe: Recipe, stage: StageConfig) -> dict[str, Any]:
@@ -106,28 +130,51 @@ def build_method(job: Job, stage: StageConfig, *, trained: bool = True) -> Metho
     ``trained=False``: all networks as they are first built, for a plan, when the stages before have not run.
     """
     torch.manual_seed(seed_of(job.recipe.seed, "model"))
-    config = model_config(job.recipe, stage)
-    model = build_model(config if trained else config | {"weights": None}, len(job.labels))
-    if stage.start and trained:
-        checkpoint.start_from(model, job.labels, weights_source(job, stage, stage.start))
+    model = build_start(job, stage) if trained else _untrained(job, stage)
     references = {}
     for name, source in stage.references.items():
-        reference = _reference(job, stage, source) if trained else _untrained(job, source)
+        reference = _reference(job, stage, source, trained)
         references[name] = reference.requires_grad_(False).to(job.hardware.device)
-    method = method_class(stage)(method_config(stage), model, job.labels, references)
+    method = method_class(stage)(method_config(stage), model, job.labels_of(stage), references)
     method.key = (job.recipe.seed, stage.name)
+    earlier = next((s for s in job.recipe.stages if s.name == stage.start), None)
+    if trained and earlier is not None and type(method).take_over is not Method.take_over:
+        newest = checkpoint.newest(job.stage_folder(earlier) / "checkpoints")
+        assert newest is not None  # the model was started from it
+        method.take_over(checkpoint.load_state(newest)["method"])
     return method
 
 
-def _reference(job: Job, stage: StageConfig, source: str) -> SegModel:
+def build_start(job: Job, stage: StageConfig) -> SegModel:
+    """A stage's model with its start weights; where these are of fewer classes, outputs for the new ones are added."""
+    config, labels = model_config(job.recipe, stage), job.labels_of(stage)
+    if stage.start is None:
+        return build_model(config, len(labels))
+    source = weights_source(job, stage, stage.start)
+    old, layout = checkpoint.describe(source)
+    if job.task is None or old.classes != labels.classes[: len(old)]:
+        model = build_model(config, len(labels))
+        checkpoint.start_from(model, labels, source)
+        return model
+    model = build_model(config, len(old), layout=layout)
+    checkpoint.start_from(model, old, source)
+    if added := len(labels) - len(old):
+        init = stage.head or method_class(stage).head
+        if init == "background" and labels.background is None and stage.head is None:
+            init = "random"  # there is no background whose mass they could share
+        model.grow_head(added, init, generator(job.recipe.seed, stage.name, "head"))
+    return model
+
+
+def _reference(job: Job, stage: StageConfig, source: str, trained: bool) -> SegModel:
+    earlier = next((s for s in job.recipe.stages if s.name == source), None)
+    if earlier is not None and not trained:
+        return _untrained(job, earlier)
     return checkpoint.load_model(weights_source(job, stage, source))[0]
 
 
-def _untrained(job: Job, source: str) -> SegModel:
-    earlier = next((s for s in job.recipe.stages if s.name == source), None)
-    if earlier is None:
-        return checkpoint.load_model(checkpoint.find_model(Path(source).expanduser()))[0]
-    return build_model(model_config(job.recipe, earlier) | {"weights": None}, len(job.labels))
+def _untrained(job: Job, stage: StageConfig) -> SegModel:
+    return build_model(model_config(job.recipe, stage) | {"weights": None}, len(job.labels_of(stage)))
 
 
 def pseudo_label_folder(job: Job, stage: StageConfig, stream: str, text: str) -> Path:
@@ -159,9 +206,8 @@ def build_streams(
     streams = {}
     for name, row in stage.data.items():
         labelled = name in method_class(stage).uses_labels and (trained or name not in stage.pseudo_labels)
-        if trained or labelled:
-            given = stream_data(job, stage, name, bought if trained else 0)
-        if not trained and not (labelled and given):
+        given = stream_data(job, stage, name, bought if trained else 0) if trained or labelled else []
+        if not trained and not given:
             labelled, given = False, [(m, job.dataset(m.data, stage.name)) for m in row]
         if not given:
             raise ConfigError(f"stage {stage.name!r}: {name} has no label before the first round; buy one at 0")
@@ -194,9 +240,19 @@ def stream_data(job: Job, stage: StageConfig, stream: str, bought: int | None = 
             if not bought:
                 continue
             dataset = Relabelled(dataset, round_folder(job, stage, bought) / LABELS, partly=True)
+        elif job.task is not None and stream in method_class(stage).uses_labels:
+            dataset = _of_step(job, stage, stream, mixture.data, job.task)
         if len(dataset):
             found.append((mixture, dataset))
     return found
+
+
+def _of_step(job: Job, stage: StageConfig, stream: str, text: str, task: Task) -> Dataset:
+    config = job.recipe.data[job.recipe.split_of(text, stage.name)[0]]
+    dataset = job.dataset(text, stage.name)
+    if stream == MEMORY:
+        return Memory(dataset, task, stage.step, stage.memory, config, seed=job.recipe.seed)
+    return StepImages(dataset, task, stage.step, config)
 
 
 def is_pool(stage: StageConfig, stream: str, text: str) -> bool:
@@ -211,5 +267,10 @@ def _class_pixels(
     if job.recipe.transform_of(stage, stream).rare_class is None:
         return None
     say: Callable[[str], object] = tell if job.hardware.rank == 0 else len
-    names = [job.recipe.split_of(mixture.data, stage.name)[0] for mixture, _ in given]
-    return [class_pixels(d, job.recipe.data[n], say) for n, (_, d) in zip(names, given, strict=True)]
+    found = []
+    for mixture, dataset in given:
+        config = job.recipe.data[job.recipe.split_of(mixture.data, stage.name)[0]]
+        if dataset is not job.dataset(mixture.data, stage.name):
+            config = config.model_copy(update={"statistics": None})  # published ones are of all its labels
+        found.append(class_pixels(dataset, config, say))
+    return found

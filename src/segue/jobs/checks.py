@@ -14,15 +14,16 @@ from segue.jobs import sinks
 from segue.jobs.build import (
     Job,
     build_method,
+    build_start,
     is_pool,
     last_round,
     method_class,
     method_config,
     model_config,
+    space_of,
     weights_source,
 )
 from segue.jobs.purchase import check_annotate, order_of
-from segue.labels import load_space
 from segue.models.build import build_model
 from segue.models.weights import require
 from segue.optim import build_optimizers
@@ -31,7 +32,7 @@ from segue.recipes import ConfigError
 
 def prepare(recipe: Recipe, folder: Path, hardware: Hardware) -> Job:
     """Check everything that can be checked before training: settings, names, data; all faults at once."""
-    job = Job(recipe, folder, hardware, load_space(recipe.labels))
+    job = Job(recipe, folder, hardware, space_of(recipe))
     faults = _setting_faults(recipe)
     built: set[str] = set()
     for stage in recipe.stages:
@@ -60,7 +61,7 @@ def check_settings(recipe: Recipe) -> None:
 
 
 def _setting_faults(recipe: Recipe) -> list[str]:
-    labels = load_space(recipe.labels)
+    labels = space_of(recipe)
     faults = [line for view in recipe.evaluate.views for line in _fault(labels.view, view)]
     for stage in recipe.stages:
         faults += _fault(model_config, recipe, stage) + _fault(method_config, stage) + _fault(_check_needs, stage)
@@ -96,7 +97,7 @@ def _check_streams(job: Job, stage: StageConfig) -> None:
     for stream, row in stage.data.items():
         rare = job.recipe.transform_of(stage, stream).rare_class
         for name in (rare and rare.classes) or ():
-            job.labels.index(name)
+            job.labels_of(stage).index(name)
         for mixture in row:
             dataset = job.dataset(mixture.data, f"stage {stage.name!r}")
             if is_pool(stage, stream, mixture.data):
@@ -130,12 +131,14 @@ def _check_start(job: Job, stage: StageConfig) -> None:
     wanted = model_config(job.recipe, stage)
     earlier = next((s for s in job.recipe.stages if s.name == stage.start), None)
     given = wanted if earlier is None else model_config(job.recipe, earlier)
-    if earlier is not None and given == wanted:
+    if earlier is None:
+        build_start(job, stage)
+        return
+    if job.task is not None and job.task.seen(earlier.step) > job.task.seen(stage.step):
+        raise ConfigError(f"stage {stage.name!r} starts from stage {earlier.name!r}, which knows more classes than it")
+    if given == wanted:
         return
     model = build_model({**wanted, "weights": None}, len(job.labels))
-    if earlier is None:
-        checkpoint.start_from(model, job.labels, weights_source(job, stage, stage.start))
-        return
     start = build_model({**given, "weights": None}, len(job.labels))
     where = f"stage {stage.name!r} starts from stage {earlier.name!r}, which"
     checkpoint.check_fit(model, start.state_dict(), where)
@@ -148,7 +151,7 @@ def _check_classes(job: Job, stage: StageConfig) -> None:
     used += [] if method_class(stage).trains else stage.references.values()
     for source in (u for u in used if u not in names):
         theirs = checkpoint.load_model(weights_source(job, stage, source))[1]
-        if theirs.classes != job.labels.classes:
+        if theirs.classes != job.labels_of(stage).classes:
             raise ConfigError(
                 f"stage {stage.name!r} uses {source!r}, which was trained for label space {theirs.name!r}, this recipe "
                 f"for {job.labels.name!r}; set labels={theirs.name}, or use another model"

@@ -165,7 +165,7 @@ def _kind(job: Job, stage: StageConfig) -> str:
     """Stages of one kind cost the same: they differ in nothing but name, start, role and length."""
     train = job.recipe.train_of(stage).model_dump(exclude={"iterations", "epochs"})
     sizes = {text: job.recipe.data[text.partition(":")[0]].size for row in stage.data.values() for text in _names(row)}
-    networks = (model_config(job.recipe, stage), len(stage.references))
+    networks = (model_config(job.recipe, stage), len(stage.references), stage.step)
     settings = (networks, stage.method, stage.transform, stage.streams, train, sizes)
     return repr((settings, {name: _names(row) for name, row in stage.data.items()}))
 
@@ -194,7 +194,7 @@ def _try(
     """Train a few iterations, store one checkpoint, score a few images."""
     if method.trains:
         sizes = _try_training(job, stage, method, streams, folder, sizes)
-    scoring = {text: _try_scoring(job, method.scored(), text) for text in job.recipe.evaluate.data}
+    scoring = {text: _try_scoring(job, stage, method.scored(), text) for text in job.recipe.evaluate.data}
     return replace(sizes, scoring=scoring)
 
 
@@ -205,7 +205,7 @@ def _try_training(
     place = Place(
         folder=folder,
         device=job.hardware.device,
-        labels=job.labels,
+        labels=job.labels_of(stage),
         info={},
         progress=lambda done, total, numbers: clock.append(now(job.hardware.device)),
     )
@@ -226,15 +226,15 @@ def _try_training(
     )
 
 
-def _try_scoring(job: Job, models: Sequence[SegModel], text: str) -> Cost:
-    few = Subset(job.dataset(text, "evaluate.data"), count=SCORED + 1)
+def _try_scoring(job: Job, stage: StageConfig, models: Sequence[SegModel], text: str) -> Cost:
+    few = Subset(job.evaluated(stage, text), count=SCORED + 1)
     clock: list[Cost] = []
     batch = job.recipe.evaluate.batch_size
     score.measure_models(
         models,
         few,
-        job.labels,
-        score.Measure(job.recipe.evaluate.views),
+        job.labels_of(stage),
+        score.Measure(),
         device=job.hardware.device,
         batch_size=min(batch, SCORED),
         progress=lambda done, total: clock.append(now(job.hardware.device)),

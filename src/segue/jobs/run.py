@@ -20,8 +20,8 @@ from segue.errors import Interrupted, UserError
 from segue.files import write_json, write_text
 from segue.hardware import launch
 from segue.jobs import stages
+from segue.jobs.build import space_of
 from segue.jobs.checks import prepare
-from segue.labels import load_space
 from segue.recipes import collect, read_yaml, to_yaml, validate
 
 ROLES = ("source_only", "adapted", "target_supervised")
@@ -150,7 +150,7 @@ def _manifest(folder: Path, recipe: Recipe, seeds: list[int]) -> None:
         command=shlex.join(["segue", *sys.argv[1:]]),
         versions=runs.versions(),
         machine=runs.machine(),
-        labels=load_space(recipe.labels).to_dict(),
+        labels=space_of(recipe).to_dict(),
         roles={s.role: s.name for s in recipe.stages if s.role},
     )
 

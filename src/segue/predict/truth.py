@@ -1,4 +1,4 @@
-"""Labels below a folder, matched with images by name.
+"""Labels below a folder, matched with images by name; or the one label file of one image.
 
 Known layouts come from the catalog: an image that ends like one of its image patterns (``_leftImg8bit``) belongs to
 the file with one of its label endings instead (``_gtFine_labelTrainIds``, ``_gtFine_labelIds``), whose ids are known,
@@ -33,22 +33,31 @@ class _Ending:
 class Truth:
     """Labels of images as train ids of ``space``.
 
-    ``names``: the images' paths without suffix. ``encoding`` (``trainid`` or ``labelid``) of files that have their
-    image's name; "" means what fits. ``without``: images that have no label. ``UserError`` when no image has one, when
-    two files could be an image's label, and when it cannot be known what their numbers mean.
+    ``folder``: where they lie, or a label file when there is one image. ``names``: the images' paths without suffix.
+    ``encoding`` (``trainid`` or ``labelid``) of files without a known ending; "" means what fits. ``without``: images
+    that have no label. ``UserError`` when no image has one, when two files could be an image's label, and when it
+    cannot be known what their numbers mean.
     """
 
     def __init__(self, folder: Path, names: Sequence[str], space: LabelSpace, encoding: str = "") -> None:
-        if not folder.is_dir():
+        if not folder.exists():
             raise UserError(f"no folder {folder}")
         if encoding and encoding not in ENCODINGS:
             raise UserError(f"unknown encoding {encoding!r}{nearest(encoding, ENCODINGS)}")
         self.folder = folder
+        self._files: dict[str, tuple[Path, LabelMap]] = {}
+        if folder.is_file():
+            if len(names) != 1:
+                raise UserError(f"{folder} is the label of one image, not of {len(names)}: give the folder of labels")
+            ends = (e for e in _endings(space) if names[0].endswith(e.image) and folder.stem.endswith(e.label))
+            ending = next(ends, None)
+            self._files[names[0]] = folder, ending.map if ending else _choose([folder], space, encoding)
+            self.without: list[str] = []
+            return
         self._by_last: dict[str, list[tuple[tuple[str, ...], Path]]] = {}
         for path in sorted(folder.rglob("*.png")):
             parts = path.relative_to(folder).with_suffix("").parts
             self._by_last.setdefault(parts[-1], []).append((parts, path))
-        self._files: dict[str, tuple[Path, LabelMap]] = {}
         endings, equal = list(_endings(space)), {}
         for name in names:
             ending = next((e for e in endings if name.endswith(e.image) and self._find(name, e)), None)

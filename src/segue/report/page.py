@@ -17,6 +17,7 @@ from markupsafe import Markup
 
 from segue.report import charts, tables
 from segue.report.annotation import annotation
+from segue.report.extension import extension
 from segue.report.pictures import Album, Column, Row
 from segue.report.read import ROLES, Run, Stage, number
 from segue.report.tables import ROLE_COLORS, ROLE_NAMES, Compared
@@ -90,6 +91,7 @@ def _context(run: Run, shown: Run, verdict: Verdict) -> dict[str, Any]:
         "curves": _score_curve(shown, compared),
         "losses": [(c.stage.name, *loss) for c in compared for loss in _losses(c.stage)],
         "annotation": annotation(shown),
+        "extension": extension(shown),
         "health": [h | {"chart": _kept(h)} for h in health],
         "watched": [
             w | {"charts": _watched(w)} for s in shown.stages[: tables.MAX_COMPARED] if (w := tables.watched(s))

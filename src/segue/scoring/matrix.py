@@ -129,8 +129,14 @@ class Confusion:
                 f"label space {space.name!r} has {len(space)} classes, the confusion matrix {self.num_classes}"
             )
         rows, lenient = view_rows(space, view)
+        return (self.only(rows) if lenient else self).scores_of(space, rows, view, protocol, absent)
+
+    def scores_of(
+        self, space: LabelSpace, rows: Sequence[int], view: str, protocol: str, absent: float | None = None
+    ) -> Scores:
+        """Scores of the classes ``rows``, which are called ``view``; otherwise as :meth:`scores`."""
         names = [space.classes[r] for r in rows]
-        right, truth, predicted = (s[rows] for s in (self.only(rows) if lenient else self).sums())
+        right, truth, predicted = (s[list(rows)] for s in self.sums())
         iou = iou_of(right, truth, predicted)
         if absent is not None:
             iou[truth == 0] = absent

@@ -5,7 +5,8 @@ whatever size the network saw. The published rules are in ``segue.scoring.protoc
 
 ``classes`` and a view are different questions. A view chooses which classes are averaged: the network still answers
 with any class, and loses where it answers with a left-out one. ``classes`` restricts the argmax, as if the network had
-no other output (the task-restricted scores of class-incremental learning), which can only help it.
+no other output (the task-restricted scores of class-incremental learning), which can only help it. ``tasks`` asks that
+of many sets of classes in the same pass, beside the full result, each on the pixels of its own classes.
 
 Knobs that matter: ``batch_size`` (images of equal size are batched in order, so results are a pure function of model,
 data and batch size), ``views`` (the first one is the headline).
@@ -13,9 +14,9 @@ data and batch size), ``views`` (the first one is the headline).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from typing import Protocol as Interface
@@ -35,7 +36,7 @@ from segue.scoring.inference import Answer, ask, together
 from segue.scoring.names import EVEN_FILE, folder_of, per_image_file
 from segue.scoring.protocols import NATIVE, Protocol, protocol_of
 from segue.scoring.reading import ahead
-from segue.scoring.result import KEEP_WORST, Result, Tally, check_views, labelled_indices
+from segue.scoring.result import KEEP_WORST, Group, Result, Tally, check_views, labelled_indices
 
 THUMBNAIL_PX = 640
 
@@ -73,8 +74,9 @@ class Pictures(Interface):
 class Measure:
     """What is asked of the models and counted: see the module's text for ``classes`` against ``views``.
 
-    ``classes``: names among which the networks must choose (empty: all). ``calibration``: count confidences too, also
-    at ``temperature`` when that is given.
+    ``classes``: names among which the networks must choose (empty: all). ``tasks``: name -> class names, scored besides
+    as with those ``classes`` and the pixels of all others ignored. ``calibration``: count confidences too, also at
+    ``temperature`` when that is given.
     """
 
     views: tuple[str, ...] = ("all",)
@@ -83,6 +85,16 @@ class Measure:
     boundary: bool = False
     calibration: bool = False
     temperature: Fit | None = None
+    tasks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def groups(self, labels: LabelSpace) -> dict[str, Group]:
+        """Train ids of each task, ascending; ``UserError`` for an empty one, or beside ``classes``."""
+        if self.tasks and self.classes:
+            raise UserError("tasks are sets of classes to choose among: give either them or classes")
+        found = {name: tuple(sorted({labels.index(own) for own in names})) for name, names in self.tasks.items()}
+        if empty := [name for name, group in found.items() if not group]:
+            raise UserError(f"task {empty[0]!r} has no class to choose")
+        return found
 
     def kept(self, labels: LabelSpace) -> tuple[int, ...] | None:
         """Train ids that the networks may answer with, None for all."""
@@ -147,8 +159,10 @@ def measure_models(
         _check(model, labels)
     check_views(labels, measure.views)
     indices = labelled_indices(dataset)
-    number = len(models) + (len(models) > 1)
-    tallies = [Tally(labels, measure.views, measure.protocol, boundary=measure.boundary) for _ in range(number)]
+    number, groups = len(models) + (len(models) > 1), measure.groups(labels)
+    tallies = [
+        Tally(labels, measure.views, measure.protocol, boundary=measure.boundary, tasks=groups) for _ in range(number)
+    ]
     meters = _meters(measure, labels)
 
     def told(done: int) -> None:
@@ -159,7 +173,7 @@ def measure_models(
         items = _read_ahead(dataset, indices)
         for item, label, answers in _answers(models, items, measure, labels, batch_size, told):
             for tally, answer in zip(tallies, answers, strict=True):
-                _add(tally, item, label, answer.ids(), dataset.name)
+                _add(tally, item, label, answer.restricted_ids(), dataset.name)
             for meter in meters:
                 meter.add(tallies[0].scored(label), answers[0])
     found = _calibration(meters, measure, labels)
@@ -212,10 +226,10 @@ def _answers(
     progress: Callable[[int], object],
 ) -> Iterator[tuple[_Item, U8, list[Answer]]]:
     """Every image with its label at the scored size and the models' answers, of several the joint one first."""
-    rule, kept, done = measure.protocol, measure.kept(labels), 0
+    rule, kept, groups, done = measure.protocol, measure.kept(labels), tuple(measure.groups(labels).values()), 0
     for batch in _batches(items, batch_size):
         size = rule.label_size or (batch[0].label.shape[0], batch[0].label.shape[1])
-        asked = [ask(model, [item.image for item in batch], rule, size, kept) for model in models]
+        asked = [ask(model, [item.image for item in batch], rule, size, kept, groups) for model in models]
         for item, own in zip(batch, zip(*asked, strict=True), strict=True):
             yield item, resize_label(item.label, size), [together(own), *own] if len(own) > 1 else list(own)
         done += len(batch)
@@ -318,9 +332,10 @@ def _check(model: SegModel, labels: LabelSpace) -> None:
         raise UserError(f"the model has {model.num_classes} classes, label space {labels.name!r} has {len(labels)}")
 
 
-def _add(tally: Tally, item: _Item, label: U8, prediction: U8, dataset: str) -> None:
+def _add(tally: Tally, item: _Item, label: U8, predictions: Sequence[U8], dataset: str) -> None:
     try:
-        tally.add(item.id, label, prediction)
+        tally.add(item.id, label, predictions[0])
+        tally.add_tasks(label, predictions[1:])
     except ValueError as error:
         raise UserError(f"data set {dataset!r}, image {item.id!r}: {error}") from error
 

@@ -111,6 +111,8 @@ class ScheduleConfig(Settings):
     step_factor: float = 0.1
     unit: Literal["iteration", "epoch"] = "iteration"
     """Whether the factor changes every iteration or once an epoch."""
+    count_from: Literal[0, 1] = 0
+    """Which epoch (or iteration) has the base rate; 1, the second, in CIL's code, whose first is a little above it."""
 
 
 class OptimConfig(Settings):

@@ -64,9 +64,10 @@ def lr_factor(schedule: ScheduleConfig, iteration: int, total: int, per_epoch: f
     """Factor of the base learning rate at an iteration (0-based).
 
     ``poly``: (1 - t/T)^power (Chen et al., 2017); warm-up multiplies it by 1 - (1 - t/W)(1 - w) (mmcv's linear form).
-    With ``unit: epoch`` t is the first iteration of the running epoch.
+    With ``unit: epoch`` t is the first iteration of the running epoch; ``count_from: 1`` takes one unit off it.
     """
-    t: float = iteration if schedule.unit == "iteration" else iteration // per_epoch * per_epoch
+    unit = 1 if schedule.unit == "iteration" else per_epoch
+    t = (iteration // unit - schedule.count_from) * unit
     factor = 1.0
     if schedule.name == "poly":
         factor = (1 - t / total) ** schedule.power

@@ -70,3 +70,10 @@ def test_scaler_halves_doubles_and_restores() -> None:
     scaler.restore(saved)
     scaler.update(overflow=False)
     assert scaler.scale == 65536
+
+
+def test_epochs_counted_from_one_as_in_cil() -> None:
+    """5.0225e-4 in the first of 200 epochs, the base rate in the second."""
+    schedule = ScheduleConfig(unit="epoch", count_from=1)
+    rates = [5e-4 * lr_factor(schedule, epoch * 159 + 3, 200 * 159, 159) for epoch in (0, 1, 100, 199)]
+    assert rates == pytest.approx([5.0225e-4, 5e-4, 2.7035e-4, 7.92e-6], rel=1e-3)

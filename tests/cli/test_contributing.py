@@ -18,6 +18,7 @@ from segue.data import audit
 from segue.data.dataset import open_dataset
 from segue.jobs.run import run
 from segue.labels import load_space
+from segue.tasks import load_task
 
 TEXT = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text("utf-8")
 
@@ -83,3 +84,29 @@ def test_the_added_method_would_be_found_missing(scene_data: Path, tmp_path: Pat
     given["stages"][1]["method"] = "target_entropy"
     with pytest.raises(recipes.ConfigError, match="target_entropy"):
         run(recipes.load(given), tmp_path, device="cpu")
+
+
+RANKED = """
+import numpy as np
+import segue.acquire as package
+package.__path__.append({folder!r})
+from segue.acquire import ACQUISITIONS, RegionTable, build_acquisition
+keys = dict(image=[0, 0, 0], region=[0, 1, 2], area_px=[9, 9, 9], predicted=[0, 0, 1])
+pool = RegionTable.build(["a"], 2, **keys, statistics={{"prob": np.array([[0.9, 0.1], [0.5, 0.5], [0.3, 0.7]])}})
+none = pool.take([])
+print(*build_acquisition({{"name": "surprise"}}).rank(pool, none, none, 27, np.random.default_rng(0)))
+"""
+
+
+def test_add_an_acquisition(tmp_path: Path) -> None:
+    (tmp_path / "surprise.py").write_text(block("python", "Add an acquisition"))
+    done = subprocess.run(
+        [sys.executable, "-c", RANKED.format(folder=str(tmp_path))], capture_output=True, text=True, check=False
+    )
+    assert done.stdout.split() == ["1", "2", "0"], done.stderr
+
+
+def test_add_a_task(tmp_path: Path) -> None:
+    (tmp_path / "street.yaml").write_text(block("yaml", "Add a task"))
+    task = load_task(tmp_path / "street.yaml")
+    assert task.steps == 2 and len(task.space(1)) == 11 and len(task.space(None)) == 19

@@ -27,7 +27,7 @@ def presets_beside(*published: str) -> list[str]:
 
 
 def recipe(data: Path, method: str = "supervised", **train: Any) -> dict[str, Any]:
-    """Two stages: a short supervised one, then ``method``, a registered one or a preset, from its weights."""
+    """Two stages: a short one, supervised or such as ``method`` builds on, then that, a registered one or a preset."""
     chosen: dict[str, Any] = {"method": method}
     if method in presets():
         # Bank updates and rare classes that so few small images can show.
@@ -62,7 +62,7 @@ def recipe(data: Path, method: str = "supervised", **train: Any) -> dict[str, An
             {
                 "name": "first",
                 "role": "source_only",
-                "method": "supervised",
+                "method": "ewc" if method == "ewc" else "supervised",  # which gathers from the first step on
                 "data": {"source": "game:train"},
                 "train": {"iterations": 2},
             },

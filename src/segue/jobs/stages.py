@@ -14,6 +14,7 @@ from segue.data.audit import class_shares
 from segue.data.loaders import Stream
 from segue.data.steps import Memory, StepImages
 from segue.engine import Place, fit
+from segue.errors import Interrupted
 from segue.jobs import annotate, sinks, validation
 from segue.jobs.build import (
     MEMORY,
@@ -84,13 +85,22 @@ def _trained(job: Job, stage: StageConfig, resume: bool) -> tuple[Method, int, d
         if iteration:
             _train(job, stage, method, resume, bought=number - 1, until=iteration)
             name = f"{stage.name}, iteration {iteration}"
-        if job.hardware.rank == 0:
-            annotate.buy(job, stage, number, method.predictor(), name)
-        job.hardware.barrier()
+        if waits := job.hardware.agree(_bought(job, stage, number, method, name)):
+            raise Interrupted(waits)  # every process stops
         resume = True
     method = build_method(job, stage)
     iterations, training = _train(job, stage, method, resume) if method.trains else (0, None)
     return method, iterations, training
+
+
+def _bought(job: Job, stage: StageConfig, number: int, method: Method, name: str) -> str:
+    """Buy a round (one process does); empty, or what it waits for."""
+    if job.hardware.rank == 0:
+        try:
+            annotate.buy(job, stage, number, method.predictor(), name)
+        except Interrupted as waiting:
+            return str(waiting)
+    return ""
 
 
 def _place(job: Job, stage: StageConfig, method: Method) -> Place:

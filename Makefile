@@ -15,7 +15,7 @@ demo: install
 	$(BIN)/segue demo --out demo --resume
 
 test: install lint
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 slow: install
 	$(BIN)/python -m pytest -m slow

@@ -38,7 +38,7 @@ def main(jobs: Path) -> None:
 def launch(jobs: list[Job], file: Path) -> None:
     """Two processes, with gloo, for all jobs."""
     file.write_text(json.dumps(jobs))
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29577", __file__, str(file)]
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", __file__, str(file)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, *launcher], capture_output=True, text=True, env=environment, timeout=600, check=False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from pathlib import Path
@@ -90,7 +91,7 @@ def test_a_bucket_ends_where_the_score_has_moved_on(scores: list[float], directi
     buckets = make_buckets(scores, direction, Within(distance))
     for bucket in buckets:
         assert bucket.high - bucket.low <= distance
-    for one, after in zip(buckets, buckets[1:], strict=False):
+    for one, after in itertools.pairwise(buckets):
         assert abs(scores[after.indices[0]] - scores[one.indices[0]]) > distance
 
 
@@ -195,7 +196,7 @@ def test_ranking_files_are_read_as_published(tmp_path: Path) -> None:
     taken = ranking.take(np.array([1, 0]))
     assert taken.images == (frame(2), frame(1)) and taken.truths == ("a/b.png", None)
     assert taken.validation.tolist() == [True, False]
-    with pytest.raises(DataError, match=r"ranked_2k.json.*'emd'.*emd_block_11"):
+    with pytest.raises(DataError, match=r"no score 'emd' in .*ranked_2k.json.*emd_block_11"):
         ranking.column("emd")
 
 

@@ -44,6 +44,7 @@ bench: install
 	$(BIN)/python benchmarks/cil_step.py
 	$(BIN)/python benchmarks/task_scores.py
 	$(BIN)/python benchmarks/closed_form.py
+	$(BIN)/python benchmarks/gap.py
 
 lint: install
 	$(BIN)/ruff check .

@@ -43,7 +43,13 @@ def finished(folder: Path, buyer: str) -> list[Any]:
     return rounds_of(folder / "annotate" / buyer)
 
 
-@pytest.mark.parametrize("name", FULL)
+OFTEN = ("gta5_cityscapes_deeplabv2", "one_shot")
+"""The others differ from the first in data or network."""
+
+
+@pytest.mark.parametrize(
+    "name", [n if n.removeprefix(FOLDER) in OFTEN else pytest.param(n, marks=pytest.mark.slow) for n in FULL]
+)
 def test_a_recipe_on_a_small_network(name: str, trees: Path, tmp_path: Path) -> None:
     published = recipes.load(name, environment={})
     assert published.optim.lr == 0.00025 and published.model["head_lr_factor"] == 10

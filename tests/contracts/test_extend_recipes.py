@@ -81,7 +81,13 @@ def trained(name: str, trees: Path, folder: Path, *more: str) -> RunResult:
     return result
 
 
-@pytest.mark.parametrize("name", NAMES)
+OFTEN = ("cil_cityscapes", "camvid_5_3_3", "scenes_5_6_8")
+"""The others differ from the first in a method, whose chain `test_extend.py` trains."""
+
+
+@pytest.mark.parametrize(
+    "name", [n if n.removeprefix(FOLDER) in OFTEN else pytest.param(n, marks=pytest.mark.slow) for n in NAMES]
+)
 def test_a_recipe_on_a_small_network(name: str, trees: Path, tmp_path: Path) -> None:
     result = trained(name, trees, tmp_path)
     found = ledger_of(read_run(result.folder))

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -242,6 +242,8 @@ def test_no_iteration_makes_the_points_less_likely(
     config = MixtureConfig(
         points_per_component=max(1, points // components), max_iterations=12, tolerance=0, start_iterations=1
     )
-    likelihood = fit(cloud(points, dims, apart, seed), config=config, seed=seed)[0].log_likelihood
-    # The floor under covariances is no part of the maximum that EM climbs to.
+    result = fit(cloud(points, dims, apart, seed), config=config, seed=seed)[0]
+    # The floor under covariances is no part of the maximum that EM climbs to: components of a point or two sink to it.
+    assume(float(torch.linalg.eigvalsh(fitted(result).covariances).min()) > 1e3 * config.covariance_floor)
+    likelihood = result.log_likelihood
     assert likelihood.diff().min() > -1e-3 and likelihood[-1] >= likelihood[0] - 1e-3

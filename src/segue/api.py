@@ -117,18 +117,7 @@ def evaluate(
     models = [model] if isinstance(model, (str, Path, Predictor)) else list(model)
     calibrated = calibration or temperature_data is not None
     if predictions is not None:
-        if (
-            models
-            or classes
-            or tasks
-            or flip
-            or scales
-            or slide
-            or stride
-            or size
-            or calibrated
-            or protocol != NATIVE.name
-        ):
+        if any((models, classes, tasks, flip, scales, slide, stride, size, calibrated)) or protocol != NATIVE.name:
             raise UserError("predictions are scored as they are: no model and no setting of one goes with them")
         dataset = _open(data, root, None, load_space(labels) if labels else None)
         found = predicted.score_predictions(

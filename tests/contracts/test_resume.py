@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from helpers.fingerprint import fingerprint
-from helpers.recipes import presets_beside, recipe, seldom, trained_methods
+from helpers.recipes import recipe, seldom, trained_methods
 from segue import checkpoint, recipes
 from segue.jobs import stages
 from segue.jobs.run import run
@@ -21,8 +21,8 @@ from segue.scoring import score
 KILL_AT = 3
 TRAINED = [
     *(pytest.param(name, marks=pytest.mark.slow) if seldom(name) else name for name in trained_methods()),
-    *presets_beside(),
-    pytest.param("dida_as_published", marks=pytest.mark.slow),  # dida with fewer corrections
+    "dida",
+    *(pytest.param(name, marks=pytest.mark.slow) for name in ("mic", "dida_as_published")),  # as many buffers, or fewer
 ]
 POINTS = ("inside an iteration", "between two yields", "during evaluation", "before the rename", "between two stages")
 

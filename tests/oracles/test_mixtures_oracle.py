@@ -15,7 +15,6 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
-from segue.ops.density import DomainFits, log_densities
 from segue.ops.mixtures import Fit, Mixture, MixtureConfig, fit_mixtures, principal_axes
 
 CASES = {
@@ -118,20 +117,3 @@ def test_principal_axes_are_scikit_learns_up_to_sign(dtype: torch.dtype) -> None
     np.testing.assert_allclose(axes.axes.numpy() * sign, expected.components_, atol=1e-9)
     np.testing.assert_allclose(axes.variances, expected.explained_variance_, rtol=1e-9)
     np.testing.assert_allclose(axes.project(sets[1]).numpy() * sign.T, expected.transform(together[300:]), atol=1e-9)
-
-
-def test_densities_of_classes_are_scipys() -> None:
-    g = np.random.default_rng(0)
-    means, roots = g.normal(size=(2, 3, 4)), g.normal(size=(2, 3, 4, 4))
-    covariances = roots @ roots.swapaxes(-1, -2) + np.eye(4)
-    fits: list[list[Fit]] = [[], []]
-    for domain, c in np.ndindex(2, 3):
-        values = ([1.0], means[domain, c][None], covariances[domain, c][None])
-        mixture = Mixture(*(torch.tensor(v, dtype=torch.float64) for v in values))
-        fits[domain].append(Fit(mixture, "converged", "", torch.zeros(0)))
-    features, classes = g.normal(size=(50, 4)), g.integers(3, size=50)
-    found = log_densities(torch.from_numpy(features), torch.from_numpy(classes), DomainFits(*fits))
-    for domain in (0, 1):
-        each = [multivariate_normal(m, v) for m, v in zip(means[domain], covariances[domain], strict=True)]
-        expected = [each[c].logpdf(x) for x, c in zip(features, classes, strict=True)]
-        np.testing.assert_allclose(found[domain], expected, atol=1e-9)

@@ -299,3 +299,24 @@ def test_tables_without_embeddings_are_told(tmp_path: Path) -> None:
         target.save(tmp_path)
         with pytest.raises(TableError, match="no statistic 'embedding'"):
             fill_densities(tmp_path, source, CONFIG, draws())
+
+
+def test_what_is_dense_in_the_target_only_comes_first() -> None:
+    """Two classes; along the first axis the target lies 2 beside the source."""
+    kinds = np.repeat([0, 1], 300)
+
+    def domain(shift: float, seed: int) -> RegionTable:
+        points = np.random.default_rng(seed).standard_normal((600, 3)) + 5 * kinds[:, None]
+        points[:, 0] += shift
+        keys = {"image": np.zeros(600, int), "region": np.arange(600), "area_px": np.ones(600, int)}
+        return RegionTable.build(["a"], 2, **keys, predicted=kinds, statistics={"embedding": points})
+
+    target = domain(2.0, 1)
+    _, (source_density, target_density) = run(target, domain(0.0, 0))
+    difference = source_density - target_density
+    assert difference.mean() < 0
+    moved = target.statistic("embedding")[:, 0]
+    for c in (0, 1):
+        mine = np.flatnonzero(kinds == c)
+        first = mine[np.argsort(difference[mine])[:20]]
+        assert moved[first].mean() > moved[mine].mean() + 1

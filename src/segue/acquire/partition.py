@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, TypedDict, Unpack
 
 import cv2
 import numpy as np
@@ -25,19 +25,21 @@ from segue.settings import Settings
 CHUNK = 4096
 
 
+class Maps(TypedDict, total=False):
+    """What a partition may need of an image, all (H, W)."""
+
+    superpixels: npt.NDArray[np.integer] | None
+    score: npt.NDArray[np.floating] | None
+    labelled: npt.NDArray[np.bool_] | None
+    """What was bought before."""
+
+
 class Partition(Settings, ABC):
     """Base of the three."""
 
     @abstractmethod
-    def regions(
-        self,
-        size: tuple[int, int],
-        *,
-        superpixels: npt.NDArray[np.integer] | None = None,
-        score: npt.NDArray[np.floating] | None = None,
-        labelled: npt.NDArray[np.bool_] | None = None,
-    ) -> I32:
-        """Region map of an image of that size; all arguments (H, W), ``labelled`` is what was bought before."""
+    def regions(self, size: tuple[int, int], **maps: Unpack[Maps]) -> I32:
+        """Region map of an image of that size."""
 
 
 class Superpixels(Partition):
@@ -45,15 +47,9 @@ class Superpixels(Partition):
 
     name: Literal["superpixels"] = "superpixels"
 
-    def regions(
-        self,
-        size: tuple[int, int],
-        *,
-        superpixels: npt.NDArray[np.integer] | None = None,
-        score: npt.NDArray[np.floating] | None = None,
-        labelled: npt.NDArray[np.bool_] | None = None,
-    ) -> I32:
+    def regions(self, size: tuple[int, int], **maps: Unpack[Maps]) -> I32:
         """The file's ids."""
+        superpixels = maps.get("superpixels")
         if superpixels is None or superpixels.shape != size:
             has = "has no superpixels" if superpixels is None else f"has superpixels of size {superpixels.shape}"
             raise UserError(f"an image of size {size} {has}: make them with `segue data regions`")
@@ -65,14 +61,7 @@ class WholeImage(Partition):
 
     name: Literal["image"] = "image"
 
-    def regions(
-        self,
-        size: tuple[int, int],
-        *,
-        superpixels: npt.NDArray[np.integer] | None = None,
-        score: npt.NDArray[np.floating] | None = None,
-        labelled: npt.NDArray[np.bool_] | None = None,
-    ) -> I32:
+    def regions(self, size: tuple[int, int], **maps: Unpack[Maps]) -> I32:
         """All zeros."""
         return np.zeros(size, np.int32)
 
@@ -90,19 +79,13 @@ class Windows(Partition):
     most: int | None = Field(None, ge=1)
     """Windows an image; null: all that fit."""
 
-    def regions(
-        self,
-        size: tuple[int, int],
-        *,
-        superpixels: npt.NDArray[np.integer] | None = None,
-        score: npt.NDArray[np.floating] | None = None,
-        labelled: npt.NDArray[np.bool_] | None = None,
-    ) -> I32:
+    def regions(self, size: tuple[int, int], **maps: Unpack[Maps]) -> I32:
         """Windows of an image by its ``score``."""
+        score = maps.get("score")
         if score is None or score.shape != size:
             raise UserError(f"windows of an image of size {size} need a score of that size")
         label_px = self.radius_px if self.label_px is None else self.label_px
-        return self.around(size, self._centres(score, label_px, labelled))
+        return self.around(size, self._centres(score, label_px, maps.get("labelled")))
 
     def around(self, size: tuple[int, int], centres: Sequence[int]) -> I32:
         """Region map (H, W) of windows by their ids, -1 elsewhere."""

@@ -61,6 +61,15 @@ class Buyer:
     def pool_regions(self) -> Regions | None:
         return self._regions(self.pool, self.order.config.regions)
 
+    @cached_property
+    def digest(self) -> str:
+        """Of the model's weights."""
+        digest = blake2b(digest_size=16)
+        for name, tensor in self.model.state_dict().items():
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
     @property
     def key(self) -> tuple[int | str, ...]:
         return self.job.recipe.seed, self.order.group, self.order.number
@@ -150,9 +159,10 @@ class Buyer:
         masks = Asked(self._map, chosen)
         clicks = {image: self.order.cost.clicks_of(masks[image], len(ids)) for image, ids in chosen.items()}
         shown = _shown(self.order.acquisition, pool, purchase.rows)
-        rows = []
+        rows, parts = [], dict.fromkeys(chosen, 0)
         for found, extra in zip(records, shown, strict=True):
-            part = chosen[found["image"]].index(found["region"]) + 1
+            parts[found["image"]] += 1
+            part = parts[found["image"]]
             rows.append(Row(**found, part=part, clicks=clicks[found["image"]][part - 1], **extra))
         if self.order.config.annotator == "people":
             self._guess(list(chosen))
@@ -204,7 +214,7 @@ class Buyer:
             self.folder / TABLES / name,
             Look(columns, self.partition, regions, had, self._domain() if "domain_prob" in columns else None),
             device=self.job.hardware.device,
-            identity={"model": _digest(self.model), "data": f"{dataset.name}:{dataset.split}", "rounds": len(earlier)},
+            identity={"model": self.digest, "data": f"{dataset.name}:{dataset.split}", "rounds": len(earlier)},
             progress=Progress(f"survey of {dataset.name}"),
         )
 
@@ -266,14 +276,6 @@ def _among(earlier: list[Round], table: RegionTable) -> npt.NDArray[np.bool_]:
     places = {image: n for n, image in enumerate(table.images)}
     known = [places[row.image] << 32 | row.region for r in earlier for row in r.rows if row.image in places]
     return np.isin(table.image.astype(np.int64) << 32 | table.region, np.array(known, np.int64))
-
-
-def _digest(model: SegModel) -> str:
-    digest = blake2b(digest_size=16)
-    for name, tensor in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _shown(acquisition: Acquisition, pool: RegionTable, rows: npt.NDArray[np.int64]) -> list[dict[str, Any]]:

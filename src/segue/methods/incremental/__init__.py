@@ -6,7 +6,7 @@ What a step does not teach is unlabelled: 255 (treatment ``ignore``), or 0 where
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import torch
@@ -15,7 +15,8 @@ from torch import Tensor
 from segue.data.batch import Batch
 from segue.errors import UserError
 from segue.labels import IGNORE, LabelSpace
-from segue.methods.base import Method, MethodConfig
+from segue.methods.base import Batches, Method, MethodConfig, Terms
+from segue.methods.parts.base import View
 from segue.models.base import Output, SegModel
 
 
@@ -47,6 +48,24 @@ class Distillation(Method):
         references["teacher"].eval().to(memory_format=torch.channels_last)
         ids = torch.arange(IGNORE + 1)
         self.register_buffer("unlabelled", ids == (IGNORE if labels.background is None else 0), persistent=False)
+
+    def losses(self, batches: Batches, iteration: int) -> Iterator[Terms]:
+        """One graph: what is learnt, and what holds on to what the teacher knows; then those of parts."""
+        batch = batches["source"]
+        remembered = self.remembered(batch)
+        output = self.model(batch.image)
+        terms = Terms(source=self.learnt(output, batch))
+        terms.update(self.kept(output, remembered, batch))
+        yield self.joined(terms, View("source", batch, output, iteration))
+        yield from self.part_graphs(batches, iteration)
+
+    def learnt(self, output: Output, batch: Batch) -> Tensor:
+        """The loss on the labels of the step."""
+        raise NotImplementedError
+
+    def kept(self, output: Output, remembered: Output, batch: Batch) -> dict[str, Tensor]:
+        """The weighted terms that hold on to what the teacher knows."""
+        raise NotImplementedError
 
     @torch.no_grad()
     def remembered(self, batch: Batch) -> Output:

@@ -16,7 +16,7 @@ Knobs that matter: ``entropy_weight`` (lambda); the rest are the ablations of th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Literal
 
@@ -26,9 +26,8 @@ from torch import Tensor
 
 from segue.data.batch import Batch
 from segue.labels import IGNORE, LabelSpace
-from segue.methods.base import METHODS, Batches, MethodConfig, Terms
+from segue.methods.base import METHODS, MethodConfig
 from segue.methods.incremental import Distillation
-from segue.methods.parts.base import View
 from segue.models.base import Output, SegModel
 from segue.ops.incremental import at_pixels, distillation, mean_over
 from segue.ops.losses import CriterionConfig
@@ -73,21 +72,14 @@ class CIL(Distillation):
         self.register_buffer("taught_ids", taught, persistent=False)
         self.register_buffer("distilled_ids", sets[config.pixels], persistent=False)
 
-    def losses(self, batches: Batches, iteration: int) -> Iterator[Terms]:
-        """One graph: cross-entropy and distillation; then those of parts."""
-        batch = batches["source"]
-        remembered = self.remembered(batch)
-        output = self.model(batch.image)
-        terms = Terms(source=self._new(output, batch), distillation=self._old(output, remembered, batch))
-        yield self.joined(terms, View("source", batch, output, iteration))
-        yield from self.part_graphs(batches, iteration)
-
-    def _new(self, output: Output, batch: Batch) -> Tensor:
+    def learnt(self, output: Output, batch: Batch) -> Tensor:
+        """Cross-entropy on L."""
         chosen, count = self.chosen(batch, self.taught_ids)
         label = batch.label.masked_fill(~chosen, IGNORE)
         return self.supervised(output, replace(batch, label=label, label_count=count), self.config.criterion)
 
-    def _old(self, output: Output, remembered: Output, batch: Batch) -> Tensor:
+    def kept(self, output: Output, remembered: Output, batch: Batch) -> dict[str, Tensor]:
+        """Distillation on U, or where ``pixels`` says."""
         config, size = self.config, (batch.label.shape[-2], batch.label.shape[-1])
 
         def loss(z: Tensor, t: Tensor) -> Tensor:
@@ -95,4 +87,4 @@ class CIL(Distillation):
 
         power = 2 if config.factor == "squared" else 1
         mean = mean_over(at_pixels(output, remembered, size, loss), *self.chosen(batch, self.distilled_ids))
-        return config.temperature**power * mean
+        return {"distillation": config.temperature**power * mean}

@@ -10,15 +10,12 @@ The one knob that matters: ``weight``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from pydantic import Field
 from torch import Tensor
 
 from segue.data.batch import Batch
-from segue.methods.base import METHODS, Batches, MethodConfig, Terms
+from segue.methods.base import METHODS, MethodConfig
 from segue.methods.incremental import Distillation
-from segue.methods.parts.base import View
 from segue.models.base import Output
 from segue.ops.incremental import at_pixels, distillation, mean_over
 from segue.ops.losses import CriterionConfig
@@ -39,18 +36,12 @@ class LwF(Distillation):
     Config = LwFConfig
     config: LwFConfig
 
-    def losses(self, batches: Batches, iteration: int) -> Iterator[Terms]:
-        """One graph: cross-entropy and distillation; then those of parts."""
-        batch = batches["source"]
-        remembered = self.remembered(batch)
-        output = self.model(batch.image)
-        terms = Terms(source=self.supervised(output, batch, self.config.criterion))
-        terms.update(self.kept(output, remembered, batch))
-        yield self.joined(terms, View("source", batch, output, iteration))
-        yield from self.part_graphs(batches, iteration)
+    def learnt(self, output: Output, batch: Batch) -> Tensor:
+        """Cross-entropy on the labels."""
+        return self.supervised(output, batch, self.config.criterion)
 
     def kept(self, output: Output, remembered: Output, batch: Batch) -> dict[str, Tensor]:
-        """The weighted terms that hold on to what the teacher knows."""
+        """Distillation of the old outputs among themselves."""
         size = (batch.label.shape[-2], batch.label.shape[-1])
         values = at_pixels(output, remembered, size, lambda z, t: distillation(z, t, "old"))
         mean = mean_over(values, batch.pixel, batch.tally().sum()) / self.old

@@ -23,17 +23,14 @@ Knobs that matter: ``weight`` (10; 100 where steps bring a single class, as in V
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from segue.data.batch import Batch
 from segue.labels import IGNORE
-from segue.methods.base import METHODS, Batches, MethodConfig, Terms
+from segue.methods.base import METHODS, MethodConfig
 from segue.methods.incremental import Distillation
-from segue.methods.parts.base import View
 from segue.models.base import Output
 from segue.ops.incremental import Among, at_pixels, distillation, mean_over, old_as_one
 from segue.ops.losses import segmentation
@@ -54,16 +51,7 @@ class MiB(Distillation):
     config: MiBConfig
     head = "background"
 
-    def losses(self, batches: Batches, iteration: int) -> Iterator[Terms]:
-        """One graph: cross-entropy and distillation; then those of parts."""
-        batch = batches["source"]
-        remembered = self.remembered(batch)
-        output = self.model(batch.image)
-        terms = Terms(source=self._new(output, batch), distillation=self._old(output, remembered, batch))
-        yield self.joined(terms, View("source", batch, output, iteration))
-        yield from self.part_graphs(batches, iteration)
-
-    def _new(self, output: Output, batch: Batch) -> Tensor:
+    def learnt(self, output: Output, batch: Batch) -> Tensor:
         """Cross-entropy on outputs of which the first is "one of the old classes"."""
         old = (batch.label < self.old) | self.unlabelled[batch.label]
         label = torch.where(batch.label == IGNORE, IGNORE, batch.label - self.old + 1).masked_fill(old, 0)
@@ -71,10 +59,11 @@ class MiB(Distillation):
         merged = old_as_one(output, self.old, (label.shape[-2], label.shape[-1]))
         return segmentation(merged, label, batch.weight, pixel=batch.pixel, denominator=count)
 
-    def _old(self, output: Output, remembered: Output, batch: Batch) -> Tensor:
+    def kept(self, output: Output, remembered: Output, batch: Batch) -> dict[str, Tensor]:
+        """Distillation among the old outputs, or with the background as all that is not old."""
         size = (batch.label.shape[-2], batch.label.shape[-1])
         published = self.labels.background is not None
         among: Among = "background" if published else "old"
         values = at_pixels(output, remembered, size, lambda z, t: distillation(z, t, among))
         chosen = batch.pixel if published else batch.pixel & self.unlabelled[batch.label]
-        return self.config.weight / self.old * mean_over(values, chosen, batch.tally().sum())
+        return {"distillation": self.config.weight / self.old * mean_over(values, chosen, batch.tally().sum())}

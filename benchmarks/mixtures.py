@@ -31,7 +31,6 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
-from segue.ops.density import DomainFits, log_densities
 from segue.ops.mixtures import ROUNDING, Fit, Mixture, MixtureConfig, fit_mixtures, principal_axes
 
 BAR = 2.0
@@ -105,10 +104,11 @@ def density_per_dim(fits: list[GaussianMixture] | list[Fit], held: list[Tensor])
 
 def rank_agreement(ours: list[Fit], theirs: list[Fit], target: Regions) -> float:
     """Smallest Spearman correlation of the scores over scikit-learn's best 200 regions, over classes."""
-    scores = [torch.sub(*log_densities(*target, DomainFits(f[:CLASSES], f[CLASSES:]))) for f in (ours, theirs)]
     worst = 1.0
     for c in range(CLASSES):
-        mine, other = (s[target[1] == c].numpy() for s in scores)
+        regions = target[0][target[1] == c]
+        pairs = [(f[c].mixture, f[CLASSES + c].mixture) for f in (ours, theirs)]
+        mine, other = ((s.log_density(regions) - t.log_density(regions)).numpy() for s, t in pairs if s and t)
         top = np.argsort(other)[:BEST]
         worst = min(worst, float(spearmanr(mine[top], other[top]).statistic))
     return worst

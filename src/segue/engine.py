@@ -136,13 +136,13 @@ class _Loop:
 
     def run(self, resume: bool) -> int:
         found = checkpoint.newest(self.root) if resume else None
-        self._restore(found) if found else self._begin()
-        if self.iteration >= self.until:
-            return self.iteration
-        batches = {name: stream.iterate(self.iteration) for name, stream in self.streams.items()}
-        self.method.train()
         stop = 0
         with _signals() as received:
+            self._restore(found) if found else self._begin()
+            if self.iteration >= self.until:
+                return self.iteration
+            batches = {name: stream.iterate(self.iteration) for name, stream in self.streams.items()}
+            self.method.train()
             while self.iteration < self.until:
                 self._iterate({name: next(it) for name, it in batches.items()})
                 self.iteration += 1

@@ -12,9 +12,11 @@ from typing import Any, Literal
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from segue.annotation import AnnotateConfig
+from segue.following import FollowConfig
 from segue.labels import nearest
 from segue.policies import AugmentConfig
 from segue.presets import applied
+from segue.pseudo_labelling import PseudoLabelConfig
 from segue.rounds import written_out
 from segue.settings import Settings, check
 from segue.tasks import load_task
@@ -182,17 +184,6 @@ class Mixture(Settings):
     """Its share against the others'; ``images``: the number of its images."""
 
 
-class PseudoLabelConfig(Settings):
-    """How models label images for training (FDA, Yang & Soatto, CVPR 2020, section 3.3; official code)."""
-
-    models: tuple[str, ...] = Field(min_length=1)
-    """Earlier stages, run folders or model files; the mean of their probabilities decides."""
-    quantile: float = Field(0.66, ge=0, le=1)
-    """Share of each class's pixels, from the least confident on, that stays without a label (0.66 in FDA)."""
-    cap: float = Field(0.9, gt=0, le=1)
-    """No class asks for more confidence than this (0.9 in FDA)."""
-
-
 class StageConfig(Settings):
     """One training: a method on named streams, from given weights."""
 
@@ -211,9 +202,12 @@ class StageConfig(Settings):
     """Stream -> the models that label its images before the stage begins, in the place of labels of its own."""
     rounds: PositiveInt | None = None
     """Repeat the stage so often, as NAME_1, NAME_2, …: each round after the first starts from the one before it, which
-    also makes its pseudo-labels and chooses what to annotate. Elsewhere in the recipe NAME then means the last."""
+    also makes its pseudo-labels and chooses what to annotate; it follows the next bucket. Elsewhere in the recipe NAME
+    then means the last."""
     annotate: AnnotateConfig | None = None
     """Buy labels of regions of a data set, once a round."""
+    follow: FollowConfig | None = None
+    """Train on a bucket of an unlabelled stream, one a round."""
     step: PositiveInt | Literal["all"] | None = None
     """Step of the recipe's ``task``: which classes the model has, and which images and classes its labelled streams.
     Default: all."""
@@ -311,6 +305,7 @@ class Recipe(Settings):
                 self.split_of(mixture.data, f"stage {stage.name!r}")
             for text in filter(None, (stage.annotate.data, stage.annotate.source) if stage.annotate else ()):
                 self.split_of(text, f"stages.{stage.name}.annotate")
+            self._check_follow(stage)
             self.train_of(stage), self.optim_of(stage)
             for stream in (*stage.data, *stage.streams):
                 self.transform_of(stage, stream)
@@ -323,6 +318,19 @@ class Recipe(Settings):
             self.split_of(name, "evaluate.data")
         self._check_task()
         return self
+
+    def _check_follow(self, stage: StageConfig) -> None:
+        if (given := stage.follow) is None:
+            return
+        where = f"stages.{stage.name}.follow"
+        for text in filter(None, (*given.data, given.source)):
+            self.split_of(text, where)
+        if stage.start is None:
+            raise ValueError(f"{where}: a stream is followed from a trained model; give the stage 'start'")
+        if unused := set(given.data) - {m.data for row in stage.data.values() for m in row}:
+            raise ValueError(f"{where}.data names {min(unused)!r}, which no stream of the stage has")
+        if given.scored_source is not None and given.scored_source not in self.evaluate.data:
+            raise ValueError(f"{where}.scored_source is {given.scored_source!r}, which is not under evaluate.data")
 
     def _check_task(self) -> None:
         if self.task is None:

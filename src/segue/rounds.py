@@ -48,6 +48,8 @@ def _round(stage: dict[str, Any], k: int, number: int) -> dict[str, Any]:
     out["name"] = f"{stage.get('name')}_{k}"
     if isinstance(stage.get("annotate"), dict):
         out["annotate"] = {**stage["annotate"], "group": stage.get("name"), "round": k}
+    if isinstance(stage.get("follow"), dict):
+        out["follow"] = {**stage["follow"], "group": stage.get("name"), "bucket": k, "total": number}
     if k == 1:
         return out
     before = f"{stage.get('name')}_{k - 1}"

@@ -21,13 +21,13 @@ import torch.nn.functional as F
 from helpers.command import files
 from helpers.labelling import SURE_PX, Flags, Reader
 from helpers.toys import SPACE, Pictures, Toy
-from segue.config import PseudoLabelConfig
 from segue.data.dataset import Dataset
 from segue.data.errors import DataError
 from segue.data.images import read_ids
 from segue.data.relabelled import Relabelled
 from segue.errors import UserError
 from segue.files import file_of, read_json
+from segue.pseudo_labelling import PseudoLabelConfig
 from segue.pseudo_labels import Histogram, Writer, generate, published, write
 from segue.scoring.inference import TILE_PX
 

@@ -9,9 +9,10 @@ from typing import Annotated, Any
 import typer
 
 from segue.cli.options import Device, percent, pixels
-from segue.config import DatasetConfig, PseudoLabelConfig
+from segue.config import DatasetConfig
 from segue.errors import UserError
 from segue.progress import Progress
+from segue.pseudo_labelling import PseudoLabelConfig
 from segue.settings import check
 
 MODEL = "Run, stage or checkpoint folder, or model.safetensors; several answer by their mean probability."

@@ -18,13 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from segue.config import PseudoLabelConfig
 from segue.data.copies import spread
 from segue.data.dataset import Dataset
 from segue.errors import UserError
 from segue.labels import LabelSpace
 from segue.models.base import SegModel
 from segue.models.classify import evaluating
+from segue.pseudo_labelling import PseudoLabelConfig
 from segue.pseudo_labels.thresholds import published
 from segue.pseudo_labels.write import Writer, require_space
 from segue.scoring.inference import Answer, ask, together

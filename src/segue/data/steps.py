@@ -19,11 +19,11 @@ import numpy as np
 import numpy.typing as npt
 
 from segue.config import DatasetConfig
-from segue.data.dataset import Dataset, Sample
+from segue.data.dataset import Dataset
 from segue.data.errors import DataError
 from segue.data.listing import select
 from segue.data.statistics import class_pixels
-from segue.data.store import File
+from segue.data.view import View
 from segue.labels import IGNORE, U8, UNKNOWN, Coverage, LabelMap, LabelSpace, build_map
 from segue.tasks import ImageGroup, Step, Task
 
@@ -31,66 +31,12 @@ Shown = npt.NDArray[np.bool_]
 """(images, classes): whether a label of the full space shows a class."""
 
 
-class _View(Dataset):
-    """Images ``places`` of another data set, in the classes of ``space``; subclasses change labels."""
-
-    def __init__(self, inner: Dataset, space: LabelSpace, places: Sequence[int]) -> None:
-        super().__init__(inner.name, space, [inner.ids[p] for p in places], inner.size)
-        self._inner = inner
-        self._places = list(places)
-        self.split = inner.split
-        self.root = inner.root
-        self.labelled = inner.labelled
-        missing = set(inner.unlabelled_ids)
-        self.unlabelled_ids = [image_id for image_id in self.ids if image_id in missing]
-        self.own_label_size = inner.own_label_size
-
-    def files(self, index: int) -> tuple[File | None, File | None]:
-        """Image file and label file of the inner data set; the label file holds all classes."""
-        return self._inner.files(self._places[index])
-
-    def read_label(self, index: int) -> U8:
-        """(H, W) uint8 train ids at the label's own resolution, 255 = not labelled. ``DataError`` names the file."""
-        return self._changed(self._inner.read_label(self._places[index]), index)
-
-    def read_sample(self, index: int, labels: bool) -> Sample:
-        """See :class:`Dataset`."""
-        sample = self._inner.read_sample(self._places[index], labels)
-        return sample if sample.label is None else Sample(sample.image, self._changed(sample.label, index))
-
-    def read_scored(self, index: int) -> tuple[U8, U8]:
-        """See :class:`Dataset`."""
-        image, label = self._inner.read_scored(self._places[index])
-        return image, self._changed(label, index)
-
-    def describe(self, index: int) -> str:
-        """The image, for messages."""
-        return self._inner.describe(self._places[index])
-
-    def colorize(self, label: U8) -> U8:
-        """(H, W) train ids to an (H, W, 3) RGB picture."""
-        return self._inner.colorize(label)
-
-    def _image(self, index: int) -> U8:
-        return self._inner._image(self._places[index])
-
-    def _label_name(self, image_id: str) -> str:
-        return self._inner._label_name(image_id)
-
-    def _table(self, index: int) -> U8:
-        """256 entries: train id of the full space to train id of the view."""
-        raise NotImplementedError
-
-    def _changed(self, label: U8, index: int) -> U8:
-        return np.asarray(cv2.LUT(label, self._table(index)), np.uint8)
-
-
-class _Taught(_View):
+class _Taught(View):
     """All labels changed by the same table: ``taught`` keeps its ids."""
 
     def __init__(self, inner: Dataset, task: Task, step: Step, places: Sequence[int], taught: Sequence[int]) -> None:
         _check_space(inner, task)
-        super().__init__(inner, task.space(step), places)
+        super().__init__(inner, places, task.space(step))
         self._only = _table_of(task, taught)
         if inner.coverage is not None:
             self.coverage = _coverage(inner.coverage, task, self.space, taught)
@@ -99,16 +45,8 @@ class _Taught(_View):
             table = self._only[inner.label_map.table]
             self.label_map = LabelMap(self.space, table, self.coverage or inner.label_map.coverage)
 
-    def read_file_ids(self, index: int) -> npt.NDArray[np.generic]:
-        """(H, W) numbers as the label file holds them. ``DataError`` names the file."""
-        return self._inner.read_file_ids(self._places[index])
-
-    def label_stamp(self, index: int) -> tuple[str, str] | None:
-        """See :class:`Dataset`."""
-        return self._inner.label_stamp(self._places[index])
-
-    def _table(self, index: int) -> U8:
-        return self._only
+    def _changed(self, label: U8, index: int) -> U8:
+        return np.asarray(cv2.LUT(label, self._only), np.uint8)
 
 
 class StepImages(_Taught):
@@ -132,7 +70,7 @@ class SeenImages(_Taught):
         super().__init__(inner, task, step, range(len(inner)), range(len(task.space(step))))
 
 
-class Memory(_View):
+class Memory(View):
     """At most ``images`` images of the steps before ``step``, each labelled as in its own step.
 
     After every step, class for class, beginning with the one that the fewest chosen images show, the next image that
@@ -158,7 +96,7 @@ class Memory(_View):
             places = [p for p in order if p in kept]
             shown = groups.shown[places] & taught[[kept[p] - 1 for p in places]]
             kept = {places[row]: kept[places[row]] for row in _balanced(shown, images)}
-        super().__init__(inner, task.space(step), sorted(kept))
+        super().__init__(inner, sorted(kept), task.space(step))
         tables = {s: _table_of(task, task.taught(s)) for s in range(1, last)}
         self.steps = [kept[p] for p in self._places]
         self._tables = [tables[s] for s in self.steps]
@@ -182,8 +120,8 @@ class Memory(_View):
         kept = self._tables[index][self._inner.label_map.table]
         return f"{stamp[0]}|{blake2b(kept.tobytes(), digest_size=8).hexdigest()}", stamp[1]
 
-    def _table(self, index: int) -> U8:
-        return self._tables[index]
+    def _changed(self, label: U8, index: int) -> U8:
+        return np.asarray(cv2.LUT(label, self._tables[index]), np.uint8)
 
     def _bytes_of(self, index: int) -> int:
         image, label = self.files(index)

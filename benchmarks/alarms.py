@@ -166,7 +166,8 @@ def start_of(out: Path, kind: str, target: str) -> Path:
     source = train(out, "source-0", supervised, 0, *WATCH_EVERY, iterations=800)
     if kind == "source":
         return source
-    streams, method, iterations = {"target": f"{target}:train"}, {"name": "batch_statistics"}, 60
+    streams, iterations = {"target": f"{target}:train"}, 60
+    method: dict[str, Any] = {"name": "batch_statistics"}
     if kind == "adapted":
         streams, method, iterations = {"source": "game:train"} | streams, TEACHER, ITERATIONS
     stage = {"name": "start", "method": method, "data": streams, "start": str(source)}
@@ -222,7 +223,8 @@ def judged(out: Path, cell: Cell) -> dict[str, Any]:
 def signals(looks: list[Look]) -> dict[str, float]:
     """Candidates for negative transfer, each the larger the worse: its worst reading of the whole set."""
     parts = 1 + max(k.part for k in looks)
-    start, worst = looks[:parts], {}
+    start = looks[:parts]
+    worst: dict[str, float] = {}
     for end in range(2 * parts, len(looks) + 1):
         now = sorted(looks[end - parts : end], key=lambda k: k.part)
         for name, value in _signals(start, now).items():
@@ -309,7 +311,7 @@ def cost() -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         place = Place(Path(folder), torch.device("cpu"), labels, {}, watch=("target",), trained=True)
         train = TrainConfig(iterations=10**6, checkpoint_every=10**6)
-        loop = _Loop(method, {"source": stream, "target": stream}, train, OptimConfig(), place)
+        loop = _Loop(method, {"source": stream, "target": stream}, train, OptimConfig(), place, None)
         loop._begin()
         method.train()
         given = next(stream.iterate(0))

@@ -12,6 +12,7 @@ import argparse
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import torch
@@ -49,7 +50,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as root:
         scenes.write(Path(root), num=1, seed=0, domain=scenes.domain("city"), size=FILE_SIZE)
         sample = open_dataset("cityscapes", DatasetConfig(root=Path(root)), "train").read_sample(0, labels=True)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for crop in CROPS:
         plain = TransformConfig(crop=crop)
         for policy in POLICIES:

@@ -13,6 +13,7 @@ import argparse
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -41,6 +42,7 @@ def reader(dataset: Dataset) -> Callable[[], None]:
         turn += 1
         sample = dataset.read_sample(index, labels=True)
         item = apply(sample.image, sample.label, dataset.size, WITHOUT_DRAWS, draws(0, index))
+        assert item.label is not None
         image[:] = item.image
         label[:] = item.label
 
@@ -60,7 +62,7 @@ def main() -> int:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    rows = []
+    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
         scenes.write(root / "files", num=arguments.scenes, seed=0, domain=scenes.domain("city"), size=FILE_SIZE)

@@ -24,7 +24,7 @@ SHAPE = (6, 3, 192, 640)
 OLD, ALL = 5, 11
 FULL = load_space("cityscapes19")
 LABELS = LabelSpace("eleven", FULL.classes[:ALL], FULL.colors[:ALL], FULL.ids[:ALL])
-ROWS = (("cil", {}), ("cil", {"entropy_weight": 0.0}), ("lwf", {}))
+ROWS: tuple[tuple[str, dict[str, float]], ...] = (("cil", {}), ("cil", {"entropy_weight": 0.0}), ("lwf", {}))
 
 
 def method(name: str, settings: dict[str, float]) -> Method:

@@ -16,6 +16,7 @@ import resource
 import shutil
 import tempfile
 import tracemalloc
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,7 @@ def measure_many(root: Path) -> dict[str, float]:
         began = wall()
         start(root)
         times.append(wall() - began)
-    results = multiprocessing.Queue()
+    results: multiprocessing.Queue[dict[str, float]] = multiprocessing.Queue()
     child = multiprocessing.Process(target=statistics_alone, args=(root, results))
     child.start()
     memory = results.get()
@@ -117,7 +118,7 @@ def main() -> int:
             os.environ["SEGUE_CACHE"] = f"{folder}/cache{number}"
             root = Path(folder) / str(number)
             write_labels(root, number, SIZE)
-            row = paired(lambda r=root: start(r, fresh=True), lambda r=root: start(r), arguments.pairs, wall)
+            row = paired(partial(start, root, fresh=True), partial(start, root), arguments.pairs, wall)
             rows.append({"labels": number, **row})
             print(
                 f"{number} labels: scan {row['a_ms']} ms, cache {row['b_ms']} ms, ratio {row['ratio_median']} "

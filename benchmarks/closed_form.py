@@ -103,7 +103,7 @@ def chain(model: SegModel, **settings: Any) -> Method:
 
 def moved(a: Method, b: Method) -> dict[str, float]:
     """How far two heads of one trunk are from one another, and how often they decide otherwise."""
-    first, second = (m.model.get_submodule(str(m.path)).weight.detach() for m in (a, b))
+    first, second = (m.model.get_parameter(f"{m.path}.weight").detach() for m in (a, b))
     with torch.no_grad():
         answers = [[m.model.eval()(batch.image).logits.argmax(1) for batch in batches(3)] for m in (a, b)]
     differ = torch.stack([(x != y).float().mean() for x, y in zip(*answers, strict=True)]).mean()

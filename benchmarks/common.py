@@ -6,7 +6,7 @@ import json
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,7 @@ def _seconds(call: Callable[[], object], clock: Callable[[], float]) -> float:
     return clock() - start
 
 
-def verdict(row: dict[str, float], bar: float, *, at_most: bool) -> str:
+def verdict(row: Mapping[str, Any], bar: float, *, at_most: bool) -> str:
     """``holds`` or ``MISSED``, by the worse end of the interval."""
     worse = row["ratio_p95"] if at_most else row["ratio_p05"]
     return "holds" if (worse <= bar if at_most else worse >= bar) else "MISSED"

@@ -7,6 +7,9 @@ prints the ratio; the bar is 1 for its median: no size may become slower. It wri
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import cv2
 import numpy as np
@@ -33,6 +36,12 @@ def whole(image: np.ndarray, w: Window) -> np.ndarray:
     return resize_image(image, w.resized)[w.top : w.top + w.height, w.left : w.left + w.width]
 
 
+def every(form: Callable[[np.ndarray, Window], np.ndarray], image: np.ndarray, windows: list[Window]) -> None:
+    """One form of the crop at all windows."""
+    for window in windows:
+        form(image, window)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pairs", type=int, default=15)
@@ -40,15 +49,15 @@ def main() -> int:
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
     rng = np.random.default_rng(0)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for size, resized, crop in CASES:
         image = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
         corners = [[int(rng.integers(0, resized[i] - crop[i] + 1)) for i in (0, 1)] for _ in range(WINDOWS)]
         windows = [Window(size, resized, top, left, *crop) for top, left in corners]
         assert all(np.array_equal(cut(image, w), whole(image, w)) for w in windows)
         row = paired(
-            lambda i=image, ws=windows: [whole(i, w) for w in ws],
-            lambda i=image, ws=windows: [cut(i, w) for w in ws],
+            partial(every, whole, image, windows),
+            partial(every, cut, image, windows),
             arguments.pairs,
             wall,
         )

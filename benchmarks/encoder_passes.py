@@ -36,7 +36,7 @@ SMALL = (2, 64, 64)
 """Shape for counting, which depends on none."""
 DECODERS = {"b0": "segformer", "b5": "daformer"}
 LABELS = load_space("cityscapes19")
-BANK = {"start": "random", "update": "none"}
+BANK: dict[str, object] = {"start": "random", "update": "none"}
 PARTS: dict[str, dict[str, dict[str, object]]] = {
     "daformer": {"feature_distance": {}},
     "dida": {"feature_distance": {}, "instance_similarity": BANK},

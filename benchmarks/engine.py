@@ -52,7 +52,7 @@ def bare(model: torch.nn.Module, given: Batch, log: Path) -> object:
         image, label = given.image.float().div_(255), given.label.long()
         loss = segmentation(model(image), label, pixel=given.pixel, denominator=given.label_count)
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         with log.open("a") as file:
             file.write(json.dumps({"loss": loss.item()}) + "\n")
@@ -66,7 +66,7 @@ def engine(model: torch.nn.Module, given: Batch, folder: Path) -> object:
     method = Supervised(SupervisedConfig(name="supervised"), model, labels, {})  # type: ignore[arg-type]
     train = TrainConfig(iterations=10**6, log_every=1, checkpoint_every=10**6)
     place = Place(folder=folder, device=torch.device("cpu"), labels=labels, info={})
-    loop = _Loop(method, {"source": Memory(given)}, train, OptimConfig(), place)
+    loop = _Loop(method, {"source": Memory(given)}, train, OptimConfig(), place, None)
     loop._begin()
     method.train()
     stream = loop.streams["source"].iterate(0)
@@ -74,7 +74,7 @@ def engine(model: torch.nn.Module, given: Batch, folder: Path) -> object:
     def step() -> None:
         loop._iterate({"source": next(stream)})
         loop.iteration += 1
-        loop._after_iteration([])
+        loop._after_iteration(stop=0)
 
     return step
 

@@ -43,7 +43,7 @@ def network(backbone: str) -> SegModel:
         model.eval()
         classifier = next(iter(model.classifiers().values()))
         seen = to_input(pictures(1, SIZE), torch.device("cpu"))
-        classifier.weight.mul_(LARGEST_LOGIT / model(seen).logits.abs().max())
+        classifier.get_parameter("weight").mul_(LARGEST_LOGIT / model(seen).logits.abs().max())
     return model
 
 

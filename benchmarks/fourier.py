@@ -36,9 +36,10 @@ def published(source: np.ndarray, target: np.ndarray, b: int) -> np.ndarray:
 def measure(source: Tensor, target: Tensor, beta: float, pairs: int) -> dict[str, float]:
     """Times in ms, ratio's median and 5th and 95th percentile, largest difference in grey levels."""
     b = half_width(*SHAPE[-2:], beta)
-    slow_input = source.numpy(), target.numpy()
-    error = np.abs(published(*(x.astype(np.float64) for x in slow_input), b) - exchange(source, target, beta).numpy())
-    row = paired(lambda: published(*slow_input, b), lambda: exchange(source, target, beta), pairs, wall)
+    ours, theirs = source.numpy(), target.numpy()
+    slow = published(ours.astype(np.float64), theirs.astype(np.float64), b)
+    error = np.abs(slow - exchange(source, target, beta).numpy())
+    row = paired(lambda: published(ours, theirs, b), lambda: exchange(source, target, beta), pairs, wall)
     return {"beta": beta, "half_width": b, **row, "max_error_grey_levels": float(f"{error.max() * 255:.2g}")}
 
 

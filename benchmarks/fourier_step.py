@@ -31,7 +31,7 @@ def method(name: str, device: torch.device, **settings: object) -> Method:
     model = build_model({"name": "bisenet", "backbone": "stdc813"}, len(LABELS))
     cls = METHODS.get(name)
     config = cls.Config.model_validate({"name": name, **settings})
-    return cls(config, model, LABELS, {}).to(device).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload,no-any-return]
+    return cls(config, model, LABELS, {}).to(device).to(memory_format=torch.channels_last).train()
 
 
 def step(given: Method, batches: dict[str, Batch], device: torch.device) -> Callable[[], None]:

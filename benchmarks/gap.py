@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -42,6 +43,11 @@ def images(number: int, side: int, device: str, seed: int) -> Tensor:
         torch.randn(number, 3, side // 16, side // 16, generator=g).repeat_interleave(16, 2).repeat_interleave(16, 3)
     )
     return (coarse + 0.3 * torch.randn(coarse.shape, generator=g)).to(device)
+
+
+def keep(values: Counts, name: str, value: Tensor) -> None:
+    """Note the activations of a layer."""
+    values[name] = value.clone()
 
 
 def one_pass(values: Counts, ranges: Ranges) -> Counts:
@@ -124,7 +130,7 @@ def main() -> int:
         batches = [images(shape[0], shape[1], device, seed) for seed in range(shape[2])]
         ranges = measure(probe, batches[:1], "published")
         values: Counts = {}
-        probe.run(batches[1:2], lambda name, x, to=values: to.update({name: x.clone()}))
+        probe.run(batches[1:2], partial(keep, values))
         with torch.inference_mode():
             ours, theirs = one_pass(values, ranges), by_neuron(values, ranges)
             differ = {name: int((x != theirs[name]).sum()) for name, x in ours.items()}

@@ -86,7 +86,7 @@ def memory_mib(call: Any) -> float:
     results = context.Queue()
     child = context.Process(target=growth, args=(call, results))
     child.start()
-    mib = results.get()
+    mib: float = results.get()
     child.join()
     return round(mib, 1)
 

@@ -13,10 +13,14 @@ Row = tuple[str, str, int, Mapping[str, Any]]
 class Shape(Protocol):
     """What is needed of a table."""
 
-    title: str
-    against: str | None
-    wins_from_points: float
-    apart: tuple[str, ...]
+    @property
+    def title(self) -> str: ...
+    @property
+    def against(self) -> str | None: ...
+    @property
+    def wins_from_points(self) -> float: ...
+    @property
+    def apart(self) -> tuple[str, ...]: ...
 
 
 def markdown(table: Shape, rows: Sequence[Row]) -> str:

@@ -147,7 +147,8 @@ def measure(kind: str, pairs: int, iterations: int) -> dict[str, Any]:
     pca_s = cpu() - start
     sets, held_sets = (by_class(both[0]) + by_class(both[1]) for both in (domains, held))
     first = fit_mixtures(sets, MixtureConfig(max_iterations=0), torch.Generator().manual_seed(0))
-    given = [fit.mixture for fit in first]
+    given = [fit.mixture for fit in first if fit.mixture]
+    assert len(given) == len(first)
     foreign = [foreign_start(mixture) for mixture in given]
     config = MixtureConfig(max_iterations=iterations, tolerance=0)
     kept: dict[str, list[Any]] = {}

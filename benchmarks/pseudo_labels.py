@@ -12,6 +12,10 @@ float64; PNGs at our settings; files on disk; and both sides from all 19 probabi
 
 Memory is that of a process that does our side for 100 and for 500 images: what tracemalloc sees, and growth of the
 resident size, which holds torch's arrays too. It writes docs/results/pseudo_labels.json.
+
+``--decision`` measures instead what a network's logits (stride 8) of one image become: label by the entropy rule, mean
+entropy and mean confidence. The other side does as the vDNA project's code: resize, softmax, entropy, argmax, entropy
+again, maximum, in float32 at full size. It writes docs/results/pseudo_labels_decision.json.
 """
 
 from __future__ import annotations
@@ -30,15 +34,20 @@ from zlib import Z_RLE
 import cv2
 import numpy as np
 import torch
+import torch.nn.functional as F
 from common import cpu, paired, record, verdict
 from PIL import Image
 
 from segue.labels import load_space
+from segue.models.base import ModelConfig, Output, SegModel
 from segue.pseudo_labels import Writer, published
+from segue.pseudo_labels.judge import whole
+from segue.scoring.inference import Answer, ask
+from segue.scoring.protocols import NATIVE
 
 BAR, BAR_THRESHOLD, BAR_MB = 5.0, 1e-3, 50.0
 SHAPE, IMAGES, FEW, POOL = (512, 1024), 500, 100, 10
-QUANTILE, CAP = 0.66, 0.9
+QUANTILE, CAP, ENTROPY_MAX = 0.66, 0.9, 0.3
 SPACE = load_space("cityscapes19")
 MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
 PUBLISHED, SMALL = (np.float64, np.float64), (np.uint8, np.float32)
@@ -50,7 +59,7 @@ class Source:
 
     def __init__(self, number: int, whole: bool = False) -> None:
         self.number, self.whole, self.spent = number, whole, 0.0
-        self.pool = [probabilities(seed) for seed in range(3 if whole else POOL)]
+        self.pool: list[Any] = [probabilities(seed) for seed in range(3 if whole else POOL)]
         if not whole:
             self.pool = [(p.argmax(0).astype(np.uint8), p.max(0)) for p in self.pool]
 
@@ -188,13 +197,73 @@ def measure_memory(root: Path) -> list[dict[str, float]]:
     return out
 
 
+class Fixed(SegModel):
+    """Answers the same logits to any image."""
+
+    multiple = 8
+
+    def __init__(self, logits: torch.Tensor) -> None:
+        super().__init__(ModelConfig(name="fixed"), C)
+        self.logits = logits
+
+    def decode(self, x: torch.Tensor) -> Output:
+        """The logits."""
+        return Output(self.logits, self.logits)
+
+    def classifiers(self) -> dict[str, torch.nn.Module]:
+        """None."""
+        return {}
+
+
+def by_two_entropies(logits: torch.Tensor) -> tuple[Any, float, float]:
+    """The published form; label, mean entropy, mean confidence."""
+    full = F.interpolate(logits, SHAPE, mode="bilinear", align_corners=False)
+    p = full.softmax(1)
+    label = full.argmax(1)
+    label[-(p * (p + 1e-10).log()).sum(1) > ENTROPY_MAX] = 255
+    entropy = -(p * (p + 1e-10).log()).sum(1)
+    return label[0].to(torch.uint8).numpy(), float(entropy.mean()), float(p.max(1).values.mean())
+
+
+def by_one_pass(answer: Answer) -> tuple[Any, float, float]:
+    """Ours."""
+    found = whole(answer)
+    label = found.winner.masked_fill_(found.entropy > ENTROPY_MAX, 255).numpy()
+    return label, float(found.entropy.mean(dtype=torch.float64)), float(found.confidence.mean(dtype=torch.float64))
+
+
+def decision(pairs: int) -> int:
+    """The ratio of the two, and how far their outcomes differ."""
+    rng = np.random.default_rng(0)
+    coarse = rng.standard_normal((1, C, SHAPE[0] // 64, SHAPE[1] // 64)).astype(np.float32)
+    logits = 6 * F.interpolate(torch.from_numpy(coarse), (SHAPE[0] // 8, SHAPE[1] // 8), mode="bicubic")
+    logits += torch.from_numpy(rng.standard_normal(logits.shape).astype(np.float32))
+    with torch.inference_mode():
+        (answer,) = ask(Fixed(logits).eval(), [np.zeros((*SHAPE, 3), np.uint8)], NATIVE, SHAPE)
+        row = paired(lambda: by_two_entropies(logits), lambda: by_one_pass(answer), pairs, cpu)
+        (a, *means_a), (b, *means_b) = by_two_entropies(logits), by_one_pass(answer)
+    facts = {
+        "against": "resize, softmax, two entropies, argmax and maximum at full size",
+        **row,
+        "labels_that_differ": float(np.mean(a != b)),
+        "share_kept": float(np.mean(b != 255)),
+        "mean_difference": max(abs(x - y) for x, y in zip(means_a, means_b, strict=True)),
+    }
+    print(facts)
+    record("pseudo_labels_decision", 1.0, [facts], size=SHAPE, classes=C, entropy_max=ENTROPY_MAX)
+    return 0
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--images", type=int, default=IMAGES)
+    parser.add_argument("--decision", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
+    if arguments.decision:
+        return decision(arguments.pairs)
     pairs = arguments.pairs
     with tempfile.TemporaryDirectory(dir=MEMORY) as folder, tempfile.TemporaryDirectory() as disk:
         root, few = Path(folder), Source(FEW)

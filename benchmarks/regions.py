@@ -36,7 +36,8 @@ def picture() -> np.ndarray[Any, np.dtype[np.uint8]]:
     """Smooth colours and noise, the same every time."""
     rng = np.random.default_rng(0)
     smooth = cv2.resize(rng.integers(0, 256, (12, 20, 3), dtype=np.uint8), SIZE[::-1], interpolation=cv2.INTER_CUBIC)
-    return np.clip(smooth + rng.integers(-20, 20, smooth.shape), 0, 255).astype(np.uint8)
+    noisy = smooth + rng.integers(-20, 20, smooth.shape)
+    return np.asarray(np.clip(noisy, 0, 255), np.uint8)
 
 
 def embedding(grid: tuple[int, int] = GRID) -> Tensor:
@@ -83,7 +84,7 @@ def memory_mib(what: str, folder: Path) -> float:
     results = context.Queue()
     child = context.Process(target=growth, args=(what, folder, results))
     child.start()
-    mib = results.get()
+    mib: float = results.get()
     child.join()
     return round(mib, 1)
 

@@ -52,7 +52,7 @@ class Pair:
         output = self.model(image.contiguous(memory_format=torch.channels_last))
         loss = segmentation(output, label, pixel=self.pixel, denominator=(label != 255).sum().float())
         self.optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
 
 

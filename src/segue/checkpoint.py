@@ -1,8 +1,9 @@
 """Model files and training checkpoints.
 
 A model is a folder with ``model.safetensors`` and a readable ``model.json`` (architecture and settings, label space,
-metrics, producing run): enough to predict. A checkpoint is such a folder plus ``state.pt`` (plain containers and
-tensors; loads with ``weights_only=True``), written under a temporary name and renamed.
+metrics, producing run): enough to predict. What it keeps of the images it was trained on lies beside them
+(``segue.models.anchor``). A checkpoint is such a folder plus ``state.pt`` (plain containers and tensors; loads with
+``weights_only=True``), written under a temporary name and renamed.
 """
 
 from __future__ import annotations
@@ -19,11 +20,14 @@ from safetensors.torch import load_file, save_file
 from segue.errors import UserError
 from segue.files import read_json, remove, write_json
 from segue.labels import LabelSpace, space_from_dict
+from segue.models.anchor import KEY, Anchor, read_anchor, write_anchor
 from segue.models.base import SegModel
 from segue.models.build import build_model
 
 FORMAT = "segue-model-1"
 PREFIX = "iteration_"
+NORMALISATION = ("mean", "std")
+"""Entries that a wrapper holds for its base."""
 
 
 class CheckpointError(UserError):
@@ -43,7 +47,17 @@ def save_model(folder: Path, model: SegModel, labels: LabelSpace, info: Mapping[
         "notes": list(model.notes),
         **info,
     }
+    if model.anchor is not None:
+        write_anchor(folder, model.anchor)
+        description[KEY] = model.anchor.describe()
     write_json(folder / "model.json", description)
+
+
+def add_anchor(folder: Path, anchor: Anchor) -> None:
+    """Put an anchor beside the weights of a stored model, in place of one that is there."""
+    info, _ = _described(folder)
+    write_anchor(folder, anchor)
+    write_json(folder / "model.json", {**info, KEY: anchor.describe()})
 
 
 def find_model(path: Path) -> Path:
@@ -89,19 +103,29 @@ def load_model(path: Path) -> tuple[SegModel, LabelSpace, dict[str, Any]]:
     model = build_model(config, len(labels), layout=info.get("layout"))
     load_into(model, folder)
     model.notes = tuple(info.get("notes", ()))
+    model.anchor = read_anchor(folder)
     model.eval()
     return model, labels, info
 
 
-def load_into(model: SegModel, folder: Path) -> None:
-    """Load model.safetensors strictly; ``CheckpointError`` says which entries do not fit."""
+def load_into(model: SegModel, folder: Path, *, wrapped: bool = False) -> None:
+    """Load model.safetensors strictly; ``CheckpointError`` says which entries do not fit.
+
+    ``wrapped``: the model is the base of a wrapper, which normalises for it.
+    """
     path = folder / "model.safetensors"
     try:
         tensors = load_file(str(path))
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"cannot read {path}: {error}; restore it from a copy, or train it again") from error
+    tensors = without_normalisation(tensors) if wrapped else tensors
     check_fit(model, tensors, str(path))
     model.load_state_dict(tensors)
+
+
+def without_normalisation(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What of a model's state the base of a wrapper has."""
+    return {name: value for name, value in tensors.items() if name not in NORMALISATION}
 
 
 def check_fit(model: SegModel, tensors: Mapping[str, torch.Tensor], where: str) -> None:
@@ -136,7 +160,10 @@ def _described(folder: Path) -> tuple[dict[str, Any], LabelSpace]:
 
 
 def start_from(model: SegModel, labels: LabelSpace, path: Path) -> None:
-    """Start ``model`` from the weights of another run and keep its notes; ``CheckpointError`` for other classes."""
+    """Start ``model`` from the weights of another run and keep its notes and anchor.
+
+    A wrapper starts from a model of its own kind, or from one of its base's kind. ``CheckpointError``: other classes.
+    """
     folder = find_model(path)
     info, theirs = _described(folder)
     if theirs.classes != labels.classes:
@@ -145,8 +172,16 @@ def start_from(model: SegModel, labels: LabelSpace, path: Path) -> None:
             f"{folder} was trained for label space {theirs.name!r} ({len(theirs)} classes), this recipe uses "
             f"{labels.name!r} ({len(labels)} classes); they differ in {', '.join(other[:6]) or 'the order of classes'}"
         )
-    load_into(model, folder)
+    taker = taker_of(model, info.get("model", {}).get("name"))
+    load_into(taker, folder, wrapped=taker is not model)
+    model.adopt(read_anchor(folder))
     model.notes = tuple(dict.fromkeys((*model.notes, *info.get("notes", ()))))
+
+
+def taker_of(model: SegModel, name: str | None) -> SegModel:
+    """Which network takes the weights of an architecture: ``model``, or the base that it is a wrapper of."""
+    base = getattr(model, "base", None)
+    return base if isinstance(base, SegModel) and name == base.config.name != model.config.name else model
 
 
 def save(

@@ -12,9 +12,9 @@ from typing import Any, Literal
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from segue.annotation import AnnotateConfig
-from segue.following import FollowConfig
+from segue.following import AnchorConfig, FollowConfig
 from segue.labels import nearest
-from segue.policies import AugmentConfig
+from segue.policies import AugmentConfig, CorruptConfig
 from segue.presets import applied
 from segue.pseudo_labelling import PseudoLabelConfig
 from segue.rounds import written_out
@@ -42,6 +42,10 @@ class DatasetConfig(Settings):
     """Glob patterns on image ids that are left out."""
     limit: PositiveInt | None = None
     """Use this many images, evenly spaced over the sorted list."""
+    listed: Path | None = None
+    """Use the images alone that this JSON list names (``image``), in the form of the vDNA project's lists."""
+    corrupt: CorruptConfig | None = None
+    """See the images under fog, night, rain, blur or camera processing, for training and for scoring."""
     statistics: Path | None = None
     """Published class statistics for ``rare_class``: ``sample_class_stats.json`` and its kin, or their folder.
     Default: those in ``root``, else the labels are counted once."""
@@ -208,6 +212,8 @@ class StageConfig(Settings):
     """Buy labels of regions of a data set, once a round."""
     follow: FollowConfig | None = None
     """Train on a bucket of an unlabelled stream, one a round."""
+    anchor: AnchorConfig | None = None
+    """Keep statistics of the training images beside the weights (``{}``: with the defaults). Default: none."""
     step: PositiveInt | Literal["all"] | None = None
     """Step of the recipe's ``task``: which classes the model has, and which images and classes its labelled streams.
     Default: all."""
@@ -305,6 +311,11 @@ class Recipe(Settings):
                 self.split_of(mixture.data, f"stage {stage.name!r}")
             for text in filter(None, (stage.annotate.data, stage.annotate.source) if stage.annotate else ()):
                 self.split_of(text, f"stages.{stage.name}.annotate")
+            for rules in (given.trust for given in stage.pseudo_labels.values() if given.trust):
+                if rules.source is not None:
+                    self.split_of(rules.source, f"stages.{stage.name}.pseudo_labels")
+            if stage.anchor is not None and stage.anchor.data is not None:
+                self.split_of(stage.anchor.data, f"stages.{stage.name}.anchor")
             self._check_follow(stage)
             self.train_of(stage), self.optim_of(stage)
             for stream in (*stage.data, *stage.streams):

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from segue.checkpoint import save_model
+from segue.data.statistics import cache_folder
 from segue.errors import UserError
 from segue.files import replacing
 from segue.foreign.base import Foreign
@@ -141,6 +142,25 @@ def write(plan: Plan, new: Path, labels: str | None = None) -> Path:
         notes = json.dumps(plan.foreign.notes)
         save_file(tensors, str(temporary), {"source": plan.path.name, "layout": plan.foreign.layout, NOTES: notes})
     return new
+
+
+def converted(old: Path, settings: Mapping[str, Any] | None = None) -> Path:
+    """The model folder of a foreign checkpoint, written into the cache when it is first asked for.
+
+    As :func:`plan` and :func:`write`; the same content and settings mean the same folder, whatever the file's name.
+    """
+    old = located(old)
+    with old.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    key = hashlib.sha256(json.dumps([digest, dict(settings or {})], sort_keys=True).encode()).hexdigest()[:16]
+    folder = cache_folder(old) / "models" / key
+    if not folder.is_dir():
+        try:
+            write(plan(old, settings=settings), folder)
+        except (OSError, ConvertError):
+            if not folder.is_dir():  # else another process has just written it
+                raise
+    return folder
 
 
 def _write_model(plan: Plan, model: SegModel, new: Path, labels: str | None) -> Path:

@@ -130,9 +130,8 @@ class _Loop:
         self.metrics: Metrics | None = None
         self.watch = self._watch()
         self.judge = Judge(place.trained, self.total)
-        if train.compile:
-            for network in method.networks().values():
-                network.compile()
+        for network in method.networks().values() if train.compile else ():
+            network.compile()
 
     def run(self, resume: bool) -> int:
         found = checkpoint.newest(self.root) if resume else None
@@ -182,6 +181,8 @@ class _Loop:
         self.method.prepare(self.streams)
 
     def _iterate(self, micro: dict[str, list[Batch]]) -> None:
+        if self.method.model.thaw(self.iteration / self.total):
+            self.method.train()  # a part that is trained from now on updates its norm statistics
         lr = set_lr(self.optimizers, self.optim, self.iteration, self.total, self.per_epoch)
         if self.place.world > 1:
             micro = {name: _global_counts(batches, self.place) for name, batches in micro.items()}
@@ -275,10 +276,9 @@ class _Loop:
         improved = bool(due or (done and train.best)) and self._evaluate()
         if done or self.iteration == self.until:
             return  # saved by run(), after the method has finished
-        if improved or self.iteration % train.checkpoint_every == 0:
+        if stop or improved or self.iteration % train.checkpoint_every == 0:
             self._save()
         if stop:
-            self._save()
             raise _interrupted(stop, self.iteration)
 
     def _flush(self) -> None:

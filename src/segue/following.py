@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
+from segue.pseudo_labelling import ImageRules
 from segue.settings import Settings
 
 
@@ -27,17 +28,6 @@ class RankConfig(Settings):
     """For ``gap``: images are resized to (height, width). Default: as they are read for training."""
 
 
-class FilterConfig(Settings):
-    """Which images may be followed, by the predictions of the model that the stream begins with."""
-
-    class_count_min: PositiveInt | None = None
-    """Predicted classes (9 in the published run)."""
-    entropy_max: PositiveFloat | None = None
-    """Mean over the pixels, in nats."""
-    confidence_min: float | None = Field(None, ge=0, le=1)
-    """Mean of the highest probability."""
-
-
 class LayersConfig(Settings):
     """Train those layers only whose activations differ most between source and stream."""
 
@@ -47,6 +37,15 @@ class LayersConfig(Settings):
     """A layer is chosen above the mean of all distances by so many standard deviations (1 in the published run)."""
     always: tuple[str, ...] = ()
     """Regular expressions on parameter names that are trained whatever the distances. Default: all but the encoder."""
+
+
+class AnchorConfig(Settings):
+    """What a stage keeps of its training images beside its weights, for models that go on from it without them."""
+
+    data: str | None = None
+    """``NAME:split`` with labels. Default: the first data set of the stage's first labelled stream."""
+    images: PositiveInt | None = 500
+    """Look at so many of its images, evenly spaced; null: all."""
 
 
 class FollowConfig(Settings):
@@ -69,7 +68,9 @@ class FollowConfig(Settings):
     """How many buckets the stream is cut into; default: as many as ``rounds``. More than these are left unvisited."""
     distance: PositiveFloat | None = None
     """For ``within``: a bucket ends where the score has moved on by more than this."""
-    filters: FilterConfig = FilterConfig()
+    filters: ImageRules = ImageRules()
+    """What the model that the stream begins with must predict on an image (``class_count_min: 9`` in the published
+    run); a column of the ranking file by that name is taken from there."""
     images: PositiveInt | None = None
     """Draw so many images of a bucket (2000 in the published run). Default: all."""
     layers: LayersConfig | None = None

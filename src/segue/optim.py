@@ -30,20 +30,31 @@ def build_optimizers(networks: dict[str, nn.Module], config: OptimConfig) -> dic
 
 
 def _optimizer(network: nn.Module, config: OptimConfig) -> Optimizer:
+    found = _groups(network)
+    if not found:
+        raise UserError("nothing is left to train: model.freeze, train_only, kinds and norm exclude every parameter")
     for pattern in config.lr_factors:
-        if not any(re.search(pattern, g.name) for g in _groups(network)):
-            names = ", ".join(g.name for g in _groups(network))
+        if not any(re.search(pattern, group.name) for group in found):
+            names = ", ".join(group.name for group in found)
             raise UserError(f"optim.lr_factors pattern {pattern!r} matches no parameter group (known: {names})")
-    groups = [_settings_of(group, config) for group in _groups(network)]
+    groups = [_settings_of(group, config) for group in found]
     # The fused kernels make one pass over parameters, gradients and state; torch has none for RMSprop.
     fused = all(p.device.type in ("cpu", "cuda") for g in groups for p in g["params"])
     if config.name == "sgd":
-        return SGD(groups, lr=config.lr, momentum=config.momentum, fused=fused)
+        return _sgd(groups, config, fused)
     if config.name == "adam":
         return Adam(groups, lr=config.lr, betas=config.betas, fused=fused)
     if config.name == "adamw":
         return AdamW(groups, lr=config.lr, betas=config.betas, fused=fused)
     return RMSprop(groups, lr=config.lr, momentum=config.momentum)
+
+
+def _sgd(groups: list[dict[str, Any]], config: OptimConfig, fused: bool) -> SGD:
+    optimizer = SGD(groups, lr=config.lr, momentum=config.momentum, fused=fused)
+    for parameter in (p for g in groups if config.momentum and fused for p in g["params"]):
+        # The fused kernel cannot take in a parameter whose first gradient comes later than others' (gradual thawing).
+        optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
 def _groups(network: nn.Module) -> list[ParamGroup]:

@@ -1,4 +1,5 @@
-"""Settings of the augmentation block (``transform.augment``) and its four named policies.
+"""Settings of pictures that are changed on purpose: the corruption of a data set (``data.NAME.corrupt``), the
+augmentation block (``transform.augment``) and its four named policies.
 
 The policies are those of a published real-time adaptation study, by the ranges of its code (its report names other
 steps); ``segue.data.augment`` says what each step does.
@@ -6,13 +7,14 @@ steps); ``segue.data.augment`` says what each step does.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field, FiniteFloat, field_validator, model_validator
 
 from segue.labels import nearest
 from segue.settings import Settings
 
+Severity = Annotated[int, Field(ge=0, le=5)]
 MOST_STEPS = 12
 """A block has at most so many steps: each owns a fixed place among a sample's random numbers."""
 
@@ -98,3 +100,14 @@ class AugmentConfig(Settings):
         if sum(step.name == "perspective" for step in self.steps) > 1:
             raise ValueError("an augmentation block has at most one step 'perspective'")
         return self
+
+
+class CorruptConfig(Settings):
+    """One corruption of every image of a data set (:mod:`segue.data.corruptions`); labels stay as they are."""
+
+    name: str
+    """fog, night, rain, blur or camera."""
+    severity: Severity | tuple[Severity, Severity] = 3
+    """0 (the picture itself) to 5; ``[0, 5]``: from the first image of the sorted list to the last, in equal shares."""
+    seed: int = 0
+    """Draws differ from image to image; equal seeds give an image the same ones at every severity."""

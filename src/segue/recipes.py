@@ -41,6 +41,8 @@ def find(recipe: str | Path) -> Path:
     path = Path(recipe)
     if path.suffix in (".yaml", ".yml") and path.is_file():
         return path
+    if path.suffix == ".json" and path.is_file():
+        raise ConfigError(f"{path} is no recipe: if it is of the vDNA project, segue config convert {path} makes one")
     known = shipped()
     name = str(recipe).removesuffix(".yaml").removeprefix("configs/")
     if name in known:

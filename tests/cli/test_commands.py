@@ -147,7 +147,7 @@ def test_scenes_and_what_looks_at_them(tmp_path: Path) -> None:
     city, game, between = (tmp_path / name for name in ("city", "game", "between"))
     assert said("data", "scenes", "--out", city, *small, "--split", "val") == f"2 scenes in {city}\n"
     said("data", "scenes", "--out", game, *small, "--domain", "game", "--layout", "gta5")
-    said("data", "scenes", "--out", between, *small, "--drift", "0.5", "--split", "val")
+    said("data", "scenes", "--out", between, *small, "--domain", "game-city-0.5", "--split", "val")
     assert len(list((city / "leftImg8bit/val").rglob("*.png"))) == 2
     assert len(list((game / "labels").glob("*.png"))) == 2
     pictures = [next((root / "leftImg8bit/val").rglob("*.png")).read_bytes() for root in (city, between)]
@@ -155,6 +155,9 @@ def test_scenes_and_what_looks_at_them(tmp_path: Path) -> None:
     again = tmp_path / "again"
     said("data", "scenes", "--out", again, *small, "--split", "val")
     assert files(again) == files(city), "equal seeds give equal files"
+    stream = said("data", "scenes", "--out", tmp_path / "stream", *small, "--domain", "game", "--to", "city")
+    assert stream.endswith(f"drifted: {tmp_path / 'stream/drift.json'}\n")
+    assert "drifts to" in segue("data", "scenes", "--out", again, "--steps", "2").err
 
     checked = segue("data", "check", "gta5", "--root", game)
     assert (checked.code, checked.out) == (0, "")

@@ -31,38 +31,28 @@ def block(kind: str, after: str) -> str:
 
 
 SCRIPT = """
-import sys
-import segue.{package} as package
-package.__path__.append({folder!r})
-from segue.cli import main
-sys.argv = ["segue", *{arguments!r}]
-main()
+import segue.methods, segue.models
+segue.methods.__path__.append("methods")
+segue.models.__path__.append("models")
+from segue.cli import app
+for name in ("method", "model"):
+    app(["run", f"{name}.yaml", "--out", name, "--device", "cpu"], standalone_mode=False)
 """
 
 
-def segue_with(package: str, folder: Path, arguments: list[str]) -> subprocess.CompletedProcess[str]:
-    """Run ``segue`` as if ``folder`` were part of a package, in a process of its own."""
-    code = SCRIPT.format(package=package, folder=str(folder), arguments=arguments)
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=folder, check=False)
-
-
-def test_add_a_method(scene_data: Path, tmp_path: Path) -> None:
-    (tmp_path / "target_entropy.py").write_text(block("python", "Add a method"))
-    given = recipe(scene_data, "fda")  # the same streams
-    given["stages"][1]["method"] = "target_entropy"
-    (tmp_path / "r.yaml").write_text(recipes.yaml.safe_dump(given))
-    done = segue_with("methods", tmp_path, ["run", "r.yaml", "--out", "o", "--device", "cpu"])
+def test_add_a_method_and_a_model(scene_data: Path, tmp_path: Path) -> None:
+    """In a process of its own, in which the examples are part of the packages."""
+    method = recipe(scene_data, "fda")  # the same streams
+    method["stages"][1]["method"] = "target_entropy"
+    model = recipe(scene_data) | {"model": {"name": "plain"}}
+    for kind, file, given in (("method", "target_entropy", method), ("model", "plain", model)):
+        (tmp_path / f"{kind}s").mkdir()
+        (tmp_path / f"{kind}s/{file}.py").write_text(block("python", f"Add a {kind}"))
+        (tmp_path / f"{kind}.yaml").write_text(recipes.yaml.safe_dump(given))
+    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.returncode == 0, done.stderr
-    assert '"loss/entropy"' in (tmp_path / "o/stages/1_second/metrics.jsonl").read_text()
-
-
-def test_add_a_model(scene_data: Path, tmp_path: Path) -> None:
-    (tmp_path / "plain.py").write_text(block("python", "Add a model"))
-    given = recipe(scene_data) | {"model": {"name": "plain"}}
-    (tmp_path / "r.yaml").write_text(recipes.yaml.safe_dump(given))
-    done = segue_with("models", tmp_path, ["run", "r.yaml", "--out", "o", "--device", "cpu"])
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "o/report.html").exists()
+    assert '"loss/entropy"' in (tmp_path / "method/stages/1_second/metrics.jsonl").read_text()
+    assert (tmp_path / "model/report.html").exists()
 
 
 def test_add_a_data_set(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers.command import process, refused, segue, write_recipe
+from helpers.command import refused, segue, write_recipe
 from helpers.fingerprint import fingerprint
 from helpers.recipes import recipe
 from segue import checkpoint, recipes
@@ -64,7 +64,7 @@ def test_prediction_names_all_damaged_images_and_keeps_the_others(
     files[2].write_bytes(b"")
     files[3].write_bytes(b"GIF89a")
     out = tmp_path / "out"
-    done = process("predict", "--model", trained, "--input", tmp_path / "in", "--out", out, "--device", "cpu")
+    done = segue("predict", "--model", trained, "--input", tmp_path / "in", "--out", out, "--device", "cpu")
     refused(done, "3 of 6 images", *(str(files[n]) for n in (0, 2, 3)))
     assert {p.name for p in out.iterdir()} == {files[n].name for n in (1, 4, 5)}
 
@@ -82,7 +82,7 @@ def test_evaluation_on_an_archive_with_a_damaged_member(trained: Path, scene_dat
     data[at + 40] ^= 1
     archive.write_bytes(bytes(data))
     refused(segue(*command), str(archive), "labels/val/")
-    checked = process("data", "check", f"{archive}/cityscapes")
+    checked = segue("data", "check", f"{archive}/cityscapes", "--workers", 0)
     assert checked.code == 2
     assert "unreadable [val]" in checked.out and "labels/val/" in checked.out
     assert "Traceback" not in checked.err and "1 problem (1 unreadable)" in checked.err

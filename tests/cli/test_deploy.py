@@ -39,6 +39,19 @@ def test_export_of_a_checkpoint_answers_as_predict(model: Path, scene_data: Path
         assert logits.shape == (1, 19, 64, 96)
 
 
+def test_latency_prints_and_stores(model: Path, tmp_path: Path) -> None:
+    stored = tmp_path / "latency.json"
+    short = ("--size", "64x96", "--size", "45x61", "--runs", "2", "--warmup", "1", "--device", "cpu")
+    done = command("bench", "latency", "--model", model, "--forms", "eager,fp16", *short, "--json", stored)
+    assert done.code == 0, done
+    found = json.loads(stored.read_text())
+    assert [[row["form"] for row in size["rows"]] for size in found["sizes"]] == [["eager", "fp16"]] * 2
+    assert found["machine"]["threads"] == 1 and {"torch", "segue"} <= set(found["versions"])
+    for words in ("45x61", "p99 ms", "fp16: measured on CUDA alone"):
+        assert words in done.out
+
+
+@pytest.mark.slow
 def test_latency_prints_and_stores_all_forms(model: Path, scene_data: Path, tmp_path: Path) -> None:
     stored = tmp_path / "latency.json"
     forms = "eager,channels_last,fp16,onnx,int8"

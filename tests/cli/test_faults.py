@@ -279,24 +279,25 @@ def test_nothing_to_resume(mini: Path, tmp_path: Path, monkeypatch: pytest.Monke
     refused(run(mini, "--resume"), "nothing to resume", "'mini'")
 
 
-FULL = """
-import os
-import resource
-from segue import checkpoint
-real = checkpoint.save
-def save(root, iteration, *rest):
-    if root.parent.name == "1_second" and iteration >= 4:
-        resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, resource.RLIM_INFINITY))
-    return real(root, iteration, *rest)
-checkpoint.save = save
-"""
-
-
 @pytest.mark.parametrize("limit", [100_000, 1_000_000])
-def test_full_disk(limit: int, mini: Path, trained: Path, scene_data: Path, tmp_path: Path) -> None:
+def test_full_disk(
+    limit: int, mini: Path, trained: Path, scene_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The first limit stops model.safetensors, the second state.pt."""
-    out = tmp_path / "run"
-    done = process("run", mini, "--out", out, "--device", "cpu", code=FULL.format(limit=limit))
+    out, real = tmp_path / "run", checkpoint.save
+    kept = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def save(root: Path, iteration: int, *rest: Any) -> Any:
+        if root.parent.name == "1_second" and iteration >= 4:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, kept[1]))
+        return real(root, iteration, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", save)
+        try:
+            done = run(mini, "--out", out)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, kept)
     refused(done, "iteration_00000004", "earlier checkpoints are untouched", "free space", "--resume")
     checkpoints = out / "stages/1_second/checkpoints"
     # the last good one, and nothing half written

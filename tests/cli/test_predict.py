@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from helpers.command import process, refused, segue
+from helpers.command import refused, segue
 from helpers.stored import stage
 
 
@@ -86,7 +86,7 @@ def test_video(stages: list[Path], tmp_path: Path) -> None:
     with Image.open(tmp_path / "out/drive.gif") as gif:
         assert gif.n_frames == 5
     (tmp_path / "drive.mp4").write_bytes((tmp_path / "drive.mp4").read_bytes()[:200])
-    refused(process(*asked, "--out", tmp_path / "again"), "drive.mp4", "damaged")
+    refused(segue(*asked, "--out", tmp_path / "again"), "drive.mp4", "damaged")
     assert not (tmp_path / "again").exists()
 
 

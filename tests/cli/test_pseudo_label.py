@@ -79,3 +79,31 @@ def test_models_of_other_classes(scene_data: Path, stages: list[Path], tmp_path:
     description.write_text(description.read_text().replace('"name": "road"', '"name": "street"'))
     given = ("--data", "cityscapes", "--root", scene_data / "city", "--out", tmp_path / "a", "--device", "cpu")
     refused(segue("pseudo-label", *given, "--model", stages[0], "--model", other), "know different classes")
+
+
+def test_rules_and_trust(scene_data: Path, stages: list[Path], tmp_path: Path) -> None:
+    given = ("--data", "cityscapes", "--root", scene_data / "city", "--device", "cpu", "--size", "64x96")
+    given = (*given, "--model", stages[0])
+    rules = ("--quantile", "0", "--entropy-max", "2.9", "--confidence-min", "0.05", "--class-quantile", "road=0.5")
+    done = segue("pseudo-label", *given, *rules, "--out", tmp_path / "a", "--image-class-count-min", "2", "--trust")
+    assert done.code == 0, done
+    index = read_json(tmp_path / "a/index.json")
+    assert (index["entropy_max"], index["confidence_min"], index["quantiles"]) == (2.9, 0.05, {"road": 0.5})
+    assert index["image"]["class_count_min"] == 2 and index["trust"]["source"] is None
+    lines = done.out.splitlines()
+    assert lines[0].split()[-1] == "trust" and "no probability" in lines[-2]
+    source = ("--trust-source", "gta5:train", "--trust-root", scene_data / "game")
+    done = segue("pseudo-label", *given, *rules, *source, "--out", tmp_path / "b")
+    assert done.code == 0, done
+    index = read_json(tmp_path / "b/index.json")
+    told = index["source_labels"]
+    assert (told["data"], told["split"], index["trust"]["size"]) == ("gta5", "train", [64, 96])
+    shown = {line.split()[0]: line.split()[-1] for line in done.out.splitlines()[1:20]}
+    for name, mean in index["weights"].items():
+        assert mean is None or shown[name] == f"{mean:.3f}"
+    assert f"labels of {len(index['trust']['ids'])} images of gta5:train were read" in done.out
+    stored = [read_ids(tmp_path / "b" / row["weight"]) for row in index["images"].values()]
+    assert max(weight.max() for weight in stored) > 0
+    refused(segue("pseudo-label", *given, "--out", tmp_path / "c", "--class-quantile", "road"), "as in road=0.8")
+    refused(segue("pseudo-label", *given, "--out", tmp_path / "c", "--class-quantile", "rood=1"), "did you mean 'road'")
+    refused(segue("pseudo-label", *given, "--out", tmp_path / "c", "--entropy-max", "-1"), "entropy_max: Input should")

@@ -96,7 +96,14 @@ class Kill(BaseException):
 
 
 @pytest.mark.parametrize("point", ["inside a stage", "between two stages"])
-@pytest.mark.parametrize("method", [m for m in ("cil", "ewc", "ssul", "closed_form", "plop") if m in CHAINED])
+@pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param(m, marks=pytest.mark.slow if m == "plop" else ())  # a chain as any other, of more terms
+        for m in ("cil", "ewc", "ssul", "closed_form", "plop")
+        if m in CHAINED
+    ],
+)
 def test_a_killed_chain_resumes_to_the_same_bytes(
     method: str, point: str, scene_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,9 +17,10 @@ from segue.export import Export, export
 from segue.export.graph import Deployed
 from segue.export.session import ExportError, open_session
 from segue.labels import LabelSpace
-from segue.models.base import MODELS, NORM_TYPES, ModelConfig, Output, SegModel
+from segue.models.base import MODELS, ModelConfig, Output, SegModel
 from segue.models.build import build_model
 from segue.models.growth import class_dim, convolutions
+from segue.models.trained import NORM_TYPES
 
 CLASSES = 5
 SIZES = [(227, 320), (32, 32), (33, 47), (129, 40)]
@@ -371,6 +372,10 @@ def test_onnx_file_answers_as_the_network(name: str, tmp_path: Path) -> None:
     model = randomise_norms(make(name)).eval()
     model.add_unknown()
     labels = LabelSpace("five", tuple("abcde"), tuple((i, i, i) for i in range(CLASSES)), tuple(range(CLASSES)))
+    if model.not_exported:
+        with pytest.raises(ExportError, match=model.not_exported):
+            export(model, labels, tmp_path / "m.onnx", Export(size=(70, 90), fixed_size=True))
+        return
     fixed, sizes = model.fixed_size_graph, (*SIZES, (70, 90), (128, 64))
     if fixed:
         sizes = ((70, 90),)

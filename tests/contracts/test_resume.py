@@ -19,12 +19,19 @@ from segue.presets import presets
 from segue.scoring import score
 
 KILL_AT = 3
-TRAINED = [
-    *(pytest.param(name, marks=pytest.mark.slow) if seldom(name) else name for name in trained_methods()),
-    "dida",
-    *(pytest.param(name, marks=pytest.mark.slow) for name in ("mic", "dida_as_published")),  # as many buffers, or fewer
-]
+TRAINED = [*trained_methods(), "dida", "mic", "dida_as_published"]
+STOOD_FOR = ("mic", "dida_as_published")
+"""Presets with as many buffers as ``dida``, or fewer: slow tests try them."""
 POINTS = ("inside an iteration", "between two yields", "during evaluation", "before the rename", "between two stages")
+EVERYWHERE = ("supervised", "adversarial", "ewc", "dida")
+"""Methods that are killed at the last three points at every change: what is saved there depends on no method's code."""
+WITH_WORKERS = ("adversarial", "dida")
+"""Methods that are tried with loader processes at every change, which know no method either."""
+
+
+def case(method: str, often: bool, *more: str) -> Any:
+    late = not often or method in STOOD_FOR or seldom(method)
+    return pytest.param(method, *more, marks=pytest.mark.slow if late else ())
 
 
 class Kill(BaseException):
@@ -83,8 +90,9 @@ def uninterrupted(scene_data: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return get
 
 
-@pytest.mark.parametrize("point", POINTS)
-@pytest.mark.parametrize("method", TRAINED)
+@pytest.mark.parametrize(
+    ("method", "point"), [case(m, p in POINTS[:2] or m in EVERYWHERE, p) for m in TRAINED for p in POINTS]
+)
 def test_resume_is_exact(
     method: str,
     point: str,
@@ -102,7 +110,7 @@ def test_resume_is_exact(
     assert fingerprint(tmp_path) == uninterrupted(method)
 
 
-@pytest.mark.parametrize("method", TRAINED)
+@pytest.mark.parametrize("method", [case(m, m in WITH_WORKERS) for m in TRAINED])
 def test_resume_with_workers_is_exact(
     method: str,
     scene_data: Path,

@@ -1,8 +1,13 @@
-"""Images in memory whose content tells their id, and a model that reads it: wrong names cannot hide."""
+"""Images in memory whose content tells their id, a model that reads it, and a process that dies while it writes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
@@ -12,6 +17,7 @@ from helpers.toys import SPACE
 from segue.data.dataset import Dataset
 from segue.labels import U8
 from segue.models.base import ModelConfig, Output, SegModel
+from segue.pseudo_labels import write
 
 STEP = 40
 SURE_PX = 26  # columns from the left; the model is less sure of the others
@@ -57,3 +63,36 @@ class Reader(SegModel):
 
     def classifiers(self) -> dict[str, torch.nn.Module]:
         return {}
+
+
+@contextmanager
+def dying(at: int, when: str) -> Iterator[None]:
+    """The process ends at the ``at``-th file: with half of it under a temporary name, or right after it is there."""
+    real, count = write.replacing, [0]
+
+    @contextmanager
+    def replacing(path: Path) -> Iterator[Path]:
+        count[0] += 1
+        if count[0] == at and when == "half":
+            path.with_name(f".{path.name}.{os.getpid()}.tmp").write_bytes(b"half")
+            os._exit(9)
+        with real(path) as temporary:
+            yield temporary
+        if count[0] == at:
+            os._exit(9)
+
+    with mock.patch.object(write, "replacing", replacing):
+        yield
+
+
+def killed(work: Callable[[], object], at: int, when: str) -> None:
+    """Run ``work`` in a process that dies."""
+
+    def child() -> None:
+        with dying(at, when):
+            work()
+
+    process = multiprocessing.get_context("fork").Process(target=child)
+    process.start()
+    process.join()
+    assert process.exitcode == 9

@@ -48,6 +48,8 @@ def method(name: str, net: SegModel | None = None, **settings: Any) -> Any:
     cls = METHODS.get(name)
     distils = issubclass(cls, Distillation)
     references = {"teacher": model().requires_grad_(False)} if distils else {}
+    if name == "weak_labels":
+        references = {"source": model().requires_grad_(False)}
     built = cls(cls.Config.model_validate({"name": name, **settings}), net or model(), SPACE, references)
     built.key = (0, "test")
     built.train()

@@ -9,10 +9,13 @@ from segue.methods.base import METHODS
 from segue.methods.incremental import Distillation
 from segue.presets import presets
 
+OF_ONE_MODEL = ("prototype_gate",)
+"""Methods that train a part which one model has; its own tests try them."""
+
 
 def trained_methods() -> list[str]:
-    """Registered methods that train; the others only choose what is scored."""
-    return [name for name in METHODS.names() if METHODS.get(name).trains]
+    """Registered methods that train any network; the others only choose what is scored, or train one kind of model."""
+    return [name for name in METHODS.names() if METHODS.get(name).trains and name not in OF_ONE_MODEL]
 
 
 def seldom(name: str) -> bool:
@@ -39,6 +42,8 @@ def recipe(data: Path, method: str = "supervised", **train: Any) -> dict[str, An
     streams = {name: "game:train" if name in labelled else "city:train" for name in needs}
     if issubclass(cls, Distillation):
         chosen["references"] = {"teacher": "first"}
+    if method == "weak_labels":
+        chosen["references"] = {"source": "first"}
     return {
         "name": "mini",
         "labels": "cityscapes19",

@@ -14,7 +14,7 @@ from segue.data.batch import Batch
 from segue.errors import UserError
 from segue.methods.base import METHODS, Method, frozen
 from segue.methods.teacher import Teacher
-from segue.models.base import BATCH_NORM
+from segue.models.trained import BATCH_NORM
 
 
 @pytest.mark.parametrize(("step", "alpha", "expected"), [(1, 0.999, 0.5), (9, 0.999, 0.9), (5000, 0.999, 0.999)])

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from helpers.anchored import anchor
 from helpers.command import Outcome, refused, segue, write_recipe
 from helpers.memory import SPACE, batch, method, model
 from helpers.recipes import recipe, trained_methods
@@ -26,7 +27,8 @@ WORKS = {
         *("adversarial", "fda", "minent", "pseudo_labels", "self_training", "supervised"),
         *("cil", "ewc", "ilt", "lwf", "mib", "plop", "replay"),
     },
-    "masked_consistency": {"adversarial", "fda", "minent", "pseudo_labels", "self_training"},
+    "masked_consistency": {"adversarial", "fda", "minent", "pseudo_labels", "self_training", "weak_labels"},
+    "source_anchor": {"adversarial", "minent", "pseudo_labels", "self_training", "weak_labels"},
 }
 """Hosts of these parts; for any other part the contract below holds all the same."""
 SMALL: dict[str, dict[str, Any]] = {
@@ -38,7 +40,9 @@ PAIRS = [(part, host) for part in PARTS.names() for host in trained_methods()]
 
 
 def make(host: str, part: str, net: SegModel | None = None, **settings: Any) -> Method:
-    built: Method = method(host, net or model(), parts={part: {**SMALL.get(part, {}), **settings}})
+    net = net or model()
+    net.anchor = anchor()
+    built: Method = method(host, net, parts={part: {**SMALL.get(part, {}), **settings}})
     return built
 
 

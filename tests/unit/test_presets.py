@@ -10,7 +10,7 @@ from helpers.command import segue
 from segue import recipes
 from segue.config import Recipe
 from segue.methods.parts.base import part_configs
-from segue.presets import presets
+from segue.presets import fragment, presets
 
 DAFORMER = "adapt/selftraining/gta5_cityscapes"
 
@@ -26,7 +26,7 @@ def method(*overrides: str) -> dict[str, Any]:
 @pytest.mark.parametrize("name", presets())
 def test_every_preset_is_valid_and_listed(name: str) -> None:
     found = load(f"stages.adapted.preset={name}").stages[0]
-    assert found.preset is None and found.method["name"] == "self_training"
+    assert found.preset is None and found.method["name"] == fragment(name)["method"]["name"]
     assert part_configs(found.method.get("parts", {})).keys() == found.method.get("parts", {}).keys()
     assert name in segue("list", "presets").out
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import random
 import resource
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from helpers.command import files
-from helpers.labelling import SURE_PX, Flags, Reader
+from helpers.labelling import SURE_PX, Flags, Reader, killed
 from helpers.toys import SPACE, Pictures, Toy
 from segue.data.dataset import Dataset
 from segue.data.errors import DataError
@@ -131,39 +129,6 @@ def test_models_keep_their_modes_and_gradients_work_after_a_failure(tmp_path: Pa
     ):
         generate([model], broken, SPACE, tmp_path / "a", HALF, device="cpu")
     assert model.training and not torch.is_inference_mode_enabled()
-
-
-@contextmanager
-def dying(at: int, when: str) -> Iterator[None]:
-    """The process ends at the ``at``-th file: with half of it under a temporary name, or right after it is there."""
-    real, count = write.replacing, [0]
-
-    @contextmanager
-    def replacing(path: Path) -> Iterator[Path]:
-        count[0] += 1
-        if count[0] == at and when == "half":
-            path.with_name(f".{path.name}.{os.getpid()}.tmp").write_bytes(b"half")
-            os._exit(9)
-        with real(path) as temporary:
-            yield temporary
-        if count[0] == at:
-            os._exit(9)
-
-    with mock.patch.object(write, "replacing", replacing):
-        yield
-
-
-def killed(work: Callable[[], object], at: int, when: str) -> None:
-    """Run ``work`` in a process that dies."""
-
-    def child() -> None:
-        with dying(at, when):
-            work()
-
-    process = multiprocessing.get_context("fork").Process(target=child)
-    process.start()
-    process.join()
-    assert process.exitcode == 9
 
 
 @pytest.mark.parametrize("when", ["half", "after"])

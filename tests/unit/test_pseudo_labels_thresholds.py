@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from segue.errors import UserError
-from segue.pseudo_labels.thresholds import Histogram, apply, decode, encode, limits, published
+from segue.pseudo_labels.thresholds import REFUSED, Histogram, apply, decode, encode, limits, published
 
 F32 = npt.NDArray[np.float32]
 C = 5
@@ -58,19 +58,47 @@ def test_thresholds_are_those_of_sorting(pixels: list[tuple[int, float]], quanti
     limit = np.array(exact)[classes]
     slack = 4 * STEP * (1 - limit) + 2**-23
     assert kept[confidence >= limit + slack].all() and not kept[confidence < limit - slack].any()
-    assert histogram.kept(found).tolist() == np.bincount(classes[kept], minlength=C).tolist()
     assert histogram.pixels().tolist() == np.bincount(classes, minlength=C).tolist()
+
+
+def kept_of(confidence: F32, quantile: float, cap: float) -> tuple[float, int]:
+    """Threshold of pixels of class 0, and how many it keeps."""
+    classes = np.zeros(len(confidence), np.uint8)
+    thresholds = published(counted(classes, confidence), quantile, cap)
+    return float(thresholds[0]), int((kept_by_codes(classes, confidence, thresholds) == 0).sum())
 
 
 def test_the_published_index_with_one_pixel_with_none_and_with_ties() -> None:
     one = counted(np.array([1], np.uint8), np.array([0.5], np.float32))
     assert published(one, 0.66, 0.9).tolist() == [0, 0.5, 0, 0, 0]
-    ties = counted(np.zeros(9, np.uint8), np.full(9, 0.75, np.float32))
-    assert published(ties, 0.66, 0.9)[0] == 0.75 and ties.kept(published(ties, 0.66, 0.9))[0] == 9
-    hundred = counted(np.zeros(100, np.uint8), np.linspace(0, 0.99, 100, dtype=np.float32))
-    thresholds = published(hundred, 0.66, 1)
-    assert thresholds[0] == pytest.approx(0.66, abs=2.5e-4) and hundred.kept(thresholds)[0] == 34
-    assert published(hundred, 0.66, 0.4)[0] == 0.4 and hundred.kept(published(hundred, 0.66, 0.4))[0] == 60
+    assert kept_of(np.full(9, 0.75, np.float32), 0.66, 0.9) == (0.75, 9)
+    hundred = np.linspace(0, 0.99, 100, dtype=np.float32)
+    assert kept_of(hundred, 0.66, 1) == (pytest.approx(0.66, abs=2.5e-4), 34)
+    assert kept_of(hundred, 0.66, 0.4) == (0.4, 60)
+
+
+def test_quantile_0_keeps_all_and_every_class_may_have_its_own() -> None:
+    assert kept_of(np.linspace(0.1, 0.99, 50, dtype=np.float32), 0, 0.9)[1] == 50
+    rng = np.random.default_rng(0)
+    classes, confidence = rng.integers(0, C, 5000).astype(np.uint8), rng.random(5000, np.float32)
+    quantiles = [0, 0.25, 0.5, 0.9, 1]
+    found = published(counted(classes, confidence), quantiles, 1)
+    alone = [by_sorting(classes, confidence, q, 1)[c] for c, q in enumerate(quantiles)]
+    assert np.abs(found - alone).max() < 1e-3
+
+
+def test_a_refused_pixel_counts_for_the_threshold_and_gets_no_label() -> None:
+    rng = np.random.default_rng(1)
+    classes, confidence = rng.integers(0, C, 1000).astype(np.uint8), rng.random(1000, np.float32)
+    refused = rng.random(1000) < 0.3
+    codes = encode(confidence) | REFUSED * refused
+    histogram = Histogram(C)
+    histogram.add_codes(classes, codes)
+    assert np.array_equal(histogram.counts, counted(classes, confidence).counts)
+    thresholds = published(histogram, 0.4, 1)
+    label = apply(classes[None], codes[None], limits(thresholds))[0]
+    assert (label == np.where(refused, 255, kept_by_codes(classes, confidence, thresholds))).all()
+    assert (apply(classes[None], codes[None], limits(np.zeros(C)))[0] == 255).tolist() == refused.tolist()
 
 
 def networks(rng: np.random.Generator, number: int) -> tuple[npt.NDArray[np.uint8], F32]:
@@ -89,7 +117,8 @@ def test_the_kept_share_is_that_of_sorting_also_without_a_cap(quantile: float, c
     found, exact = published(histogram, quantile, cap), by_sorting(classes, confidence, quantile, cap)
     assert np.abs(found - exact).max() < 1e-3
     kept = np.bincount(classes[confidence >= np.float32(np.array(exact))[classes]], minlength=C)
-    assert np.abs(histogram.kept(found) / histogram.pixels() - kept / histogram.pixels()).max() < 1e-3
+    ours = np.bincount(kept_by_codes(classes, confidence, found), minlength=256)[:C]
+    assert np.abs(ours - kept).max() < 1e-3 * histogram.pixels().min()
 
 
 def test_counts_do_not_depend_on_order_or_shards_bit_for_bit() -> None:

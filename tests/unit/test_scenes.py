@@ -341,8 +341,16 @@ def test_random_domains_differ_and_repeat() -> None:
 def test_unknown_domains_are_named_with_the_known_ones() -> None:
     with pytest.raises(ValueError, match="game, city"):
         scenes.domain("moon")
-    with pytest.raises(ValueError, match="random-<seed>"):
-        scenes.domain("random-x")
+    for name in ("random-x", "game-city", "game-city-1.5", "game-moon-0.5", "game-random-0.5"):
+        with pytest.raises(ValueError, match="random-SEED, A-B-SHARE"):
+            scenes.domain(name)
+
+
+def test_a_name_says_a_mixture_of_two_domains() -> None:
+    game, city, third = scenes.domain("game"), scenes.domain("city"), scenes.random_domain(3)
+    assert scenes.domain("game-city-0.30") == scenes.drift(game, city, 0.3)
+    assert scenes.domain("random-3-game-0.5") == scenes.drift(third, game, 0.5)
+    assert scenes.domain("city-random-3-1") == third and scenes.domain("city-game-0") == city
 
 
 FROZEN = {

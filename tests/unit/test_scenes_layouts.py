@@ -140,6 +140,10 @@ def test_kitti360_lists_grow_with_the_parts(tmp_path: Path) -> None:
         ({"num": 0}, "num"),
         ({"start": -1}, "start"),
         ({"size": (32, 128)}, "64x64"),
+        ({"steps": 2}, "drifts to"),
+        ({"to": scenes.domain("city")}, "2 images or steps"),
+        ({"num": 3, "to": scenes.domain("city"), "steps": 4}, r"no more steps than images \(3\)"),
+        ({"num": 3, "to": scenes.domain("city"), "steps": 1}, "2 images or steps"),
     ],
 )
 def test_write_refuses_what_it_cannot_do(tmp_path: Path, change: dict[str, Any], message: str) -> None:
@@ -147,3 +151,40 @@ def test_write_refuses_what_it_cannot_do(tmp_path: Path, change: dict[str, Any],
     with pytest.raises(ValueError, match=message):
         scenes.write(tmp_path, **{**settings, **change})
     assert not list(tmp_path.iterdir())
+
+
+STREAM: dict[str, Any] = {"seed": 5, "domain": scenes.domain("game"), "to": scenes.domain("city"), "size": (64, 64)}
+
+
+@pytest.mark.parametrize("layout", ["cityscapes", "gta5", "synthia", "kitti360"])
+def test_the_images_of_a_stream_drift_in_the_order_of_their_ids(layout: str, tmp_path: Path) -> None:
+    for out in (tmp_path / "a", tmp_path / "b"):
+        scenes.write(out, num=5, layout=layout, start=8, **STREAM)
+    dataset = open_dataset(layout, DatasetConfig(root=tmp_path / "a"), "train")
+    drift = json.loads((tmp_path / "a/drift.json").read_text())
+    assert drift == dict(zip(dataset.ids, (0, 0.25, 0.5, 0.75, 1), strict=True))
+    for index, share in enumerate(drift.values()):
+        own = scenes.domain(f"game-city-{share}")
+        scene = scenes.render(own, scenes.scene_seed(5, "train", 8 + index), (64, 64))
+        assert (dataset.read_image(index) == scene.image).all()
+        assert dataset.read_sample(index, labels=True).label is not None
+    first, second = (
+        {p.relative_to(f): p.read_bytes() for p in f.rglob("*.*")} for f in (tmp_path / "a", tmp_path / "b")
+    )
+    assert first == second
+
+
+def test_steps_hold_their_level_and_parts_of_a_stream_add_up(tmp_path: Path) -> None:
+    scenes.write(tmp_path, num=7, steps=3, **STREAM)
+    scenes.write(tmp_path, num=2, start=7, split="train", **STREAM)
+    drift = json.loads((tmp_path / "drift.json").read_text())
+    assert list(drift.values()) == [0, 0, 0, 0.5, 0.5, 1, 1, 0, 1]
+    assert list(drift) == open_dataset("cityscapes", DatasetConfig(root=tmp_path), "train").ids
+
+
+def test_colours_of_a_stream_move_one_way(tmp_path: Path) -> None:
+    scenes.write(tmp_path, num=40, steps=4, **STREAM)
+    dataset = open_dataset("cityscapes", DatasetConfig(root=tmp_path), "train")
+    images = [dataset.read_image(k).astype(int) for k in range(40)]
+    colourful = np.array([(image.max(-1) - image.min(-1)).mean() for image in images]).reshape(4, 10).mean(1)
+    assert (np.diff(colourful) < -1).all(), colourful

@@ -13,6 +13,7 @@ import typer
 
 from segue import recipes
 from segue.cli import (
+    anchor,
     annotate,
     bank,
     bench,
@@ -23,10 +24,13 @@ from segue.cli import (
     doctor,
     evaluate,
     export,
+    gap,
+    gap_watch,
     plan,
     predict,
     pseudo_label,
     tune,
+    vdna,
 )
 from segue.cli.options import Device, Overrides
 from segue.errors import DISK_FULL, Interrupted, UserError
@@ -37,6 +41,9 @@ app.add_typer(annotate.app, name="annotate")
 app.add_typer(bench.app, name="bench")
 app.add_typer(config.app, name="config")
 app.add_typer(data.app, name="data")
+gap.app.command()(gap_watch.watch)
+app.add_typer(gap.app, name="gap")
+app.command()(anchor.anchor)
 app.command()(bank.bank)
 app.command()(convert.convert)
 app.command()(evaluate.evaluate)
@@ -88,14 +95,24 @@ def run(
     gpus: Annotated[int | None, typer.Option(help="Number of processes, one a device.", min=1)] = None,
     seeds: Annotated[str, typer.Option(help="Run once for each, e.g. 0,1,2.")] = "",
 ) -> None:
-    """Run a recipe: train its stages, score them, write the report."""
-    given = recipes.load(recipe, overrides or [])
+    """Run a recipe: train its stages, score them, write the report. A JSON file of the vDNA project is one, too."""
     numbers = _seeds(seeds)
+    if recipe.endswith(".json"):
+        published, own = vdna.opened(Path(recipe), overrides or [])
+        if own is None:
+            vdna.label(published, out, device)
+            return
+        given = own
+    else:
+        given = recipes.load(recipe, overrides or [])
     from segue.jobs.run import run as run_recipe
 
     result = run_recipe(given, out, resume=resume, device=device, gpus=gpus, seeds=numbers)
-    if result.rank == 0:
-        _print_summary(result.folder, result.summary)
+    if result.rank != 0:
+        return
+    _print_summary(result.folder, result.summary)
+    for line in vdna.results(published, result.folder) if recipe.endswith(".json") else ():
+        print(line)
 
 
 def _seeds(text: str) -> list[int]:
@@ -123,12 +140,17 @@ def _print_summary(folder: Path, summary: dict[str, Any]) -> None:
 
 def _steps(folder: Path) -> list[str]:
     from segue.report.extension import ledger_of
+    from segue.report.following import stream_ledger_of
     from segue.report.read import read_run
-    from segue.scoring.ledger import lines
+    from segue.scoring import ledger, stream_ledger
 
     run = read_run(folder)
-    found = [ledger_of(seed) for seed in (run, *run.seeds.values())]
-    return [line for one in found if one.stages for line in lines(one)]
+    out = []
+    for seed in (run, *run.seeds.values()):
+        steps, streams = ledger_of(seed), stream_ledger_of(seed)
+        out += ledger.lines(steps) if steps.stages else []
+        out += stream_ledger.lines(streams) if streams.streams else []
+    return out
 
 
 @app.command()
@@ -185,9 +207,9 @@ def _names(kind: str) -> list[str]:
 
         return catalog_names()
     if kind == "domains":
-        from segue.data.scenes import PRESETS
+        from segue.data.scenes import NAMES
 
-        return [*PRESETS, "random-SEED"]
+        return list(NAMES)
     if kind == "acquisitions":
         from segue.acquire import ACQUISITIONS
 

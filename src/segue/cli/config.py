@@ -10,10 +10,11 @@ import typer
 import yaml
 
 from segue import recipes
+from segue.cli import vdna
 from segue.cli.options import Overrides
 from segue.errors import UserError
 
-app = typer.Typer(no_args_is_help=True, help="Look at recipes: show, validate, copy, schema.")
+app = typer.Typer(no_args_is_help=True, help="Look at recipes: show, validate, copy, convert, schema.")
 
 
 @app.command("show")
@@ -65,6 +66,28 @@ def copy(recipe: str, to: Path) -> None:
         raise UserError(f"{to} exists; choose another name")
     write_text(to, recipes.portable(recipe))
     print(to)
+
+
+@app.command("convert")
+def convert(
+    file: Annotated[Path, typer.Argument(help="training_pipeline.json or testing_pipeline.json.")],
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="Recipe to write; default: print it.")] = None,
+) -> None:
+    """Translate a JSON file of the vDNA project to a recipe."""
+    if out is not None and out.exists():
+        raise UserError(f"{out} exists; choose another name")
+    given, recipe = vdna.opened(file, overrides or [], strict=False)
+    if recipe is None:
+        raise UserError(f"{file} asks for weak labels alone, which is no recipe: segue run {file}")
+    text = yaml.safe_dump(given.recipe, sort_keys=False, allow_unicode=True, width=120)
+    if out is None:
+        print(text, end="")
+        return
+    from segue.files import write_text
+
+    write_text(out, text)
+    print(out)
 
 
 @app.command("schema")

@@ -14,12 +14,14 @@ import typer
 from segue.cli import regions
 from segue.cli.options import pixels
 from segue.errors import UserError
+from segue.policies import CorruptConfig
 from segue.progress import Progress
 
 app = typer.Typer(no_args_is_help=True, help="Look at data, make smaller copies, and generate scenes.")
 
 app.command("regions")(regions.regions)
 
+CORRUPT = "See images under NAME:SEVERITY, as fog:3; fog:0-5 grows from the first image to the last."
 Root = Annotated[Path | None, typer.Option(help="Where the data set lies: folder or archive.")]
 Workers = Annotated[int | None, typer.Option(help="How many at a time; default one a core.", min=0)]
 Splits = Annotated[
@@ -41,10 +43,9 @@ def scenes(
     out: Annotated[Path, typer.Option(help="Folder to write to.")],
     num: Annotated[int, typer.Option(help="Images.", min=1)] = 100,
     seed: Annotated[int, typer.Option(help="Equal seeds give equal files.", min=0)] = 0,
-    domain: Annotated[str, typer.Option(help="game, city, or random-SEED.")] = "city",
-    drift: Annotated[
-        float | None, typer.Option(help="0 = game, 1 = --domain, between them a mixture.", min=0, max=1)
-    ] = None,
+    domain: Annotated[str, typer.Option(help="game, city, random-SEED, or between two, as game-city-0.3.")] = "city",
+    to: Annotated[str, typer.Option(help="Drift to this domain from the first image to the last.")] = "",
+    steps: Annotated[int | None, typer.Option(help="Drift in this many equal steps, not with every image.")] = None,
     layout: Annotated[str, typer.Option(help="cityscapes, gta5, synthia or kitti360.")] = "cityscapes",
     split: Annotated[str, typer.Option(help="Split to write.")] = "train",
     size: Annotated[str, typer.Option(help="HEIGHTxWIDTH in pixels.")] = "128x256",
@@ -54,13 +55,21 @@ def scenes(
 
     shape = pixels(size) or (128, 256)
     try:
-        chosen = scenes.domain(domain)
-        if drift is not None:
-            chosen = scenes.drift(scenes.PRESETS["game"], chosen, drift)
-        scenes.write(out, num=num, seed=seed, domain=chosen, size=shape, layout=layout, split=split)
+        scenes.write(
+            out,
+            num=num,
+            seed=seed,
+            domain=scenes.domain(domain),
+            to=scenes.domain(to) if to else None,
+            steps=steps,
+            size=shape,
+            layout=layout,
+            split=split,
+        )
     except ValueError as error:
         raise UserError(str(error)) from error
-    print(f"{num} scenes in {out}")
+    told = f"; how far each has drifted: {out / 'drift.json'}" if to else ""
+    print(f"{num} scenes in {out}{told}")
 
 
 @app.command("check")
@@ -100,11 +109,24 @@ def show(
     out: Annotated[Path, typer.Option(help="Page to write.")] = Path("data.html"),
     root: Root = None,
     labels: Annotated[str, typer.Option(help="Label space to map to; default the data's own.")] = "",
+    corrupt: Annotated[str, typer.Option(help=CORRUPT)] = "",
 ) -> None:
     """Write one page of images, labels and class shares."""
+    seen = _corruption(corrupt)
     from segue.data.show import show
 
-    print(show(name, out, root=root, labels=labels or None))
+    print(show(name, out, root=root, labels=labels or None, corrupt=seen))
+
+
+def _corruption(text: str) -> CorruptConfig | None:
+    if not text:
+        return None
+    name, _, severity = text.partition(":")
+    numbers = severity.split("-") if severity else ["3"]
+    try:
+        return CorruptConfig.model_validate({"name": name, "severity": numbers if len(numbers) > 1 else numbers[0]})
+    except ValueError as error:
+        raise UserError(f"cannot read --corrupt {text!r}: write NAME:SEVERITY, 0 to 5, for example fog:3") from error
 
 
 @app.command("prepare")

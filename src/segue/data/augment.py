@@ -126,7 +126,7 @@ def warp(image: U8, label: U8 | None, matrix: Matrix) -> Augmented:
         return Augmented(image, label, None, None)
     if np.array_equal(matrix, _mirror(width)):
         return Augmented(image[:, ::-1], None if label is None else label[:, ::-1], None, matrix)
-    outside = _nearest(np.zeros((height, width), np.uint8), matrix, IGNORE)
+    outside = nearest(np.zeros((height, width), np.uint8), matrix, IGNORE)
     ends = matrix[2] @ np.array([[0, width - 1, 0, width - 1], [0, 0, height - 1, height - 1], [1, 1, 1, 1]])
     if ends.min() <= 0:
         columns, rows = np.arange(width), np.arange(height)[:, None]
@@ -137,7 +137,7 @@ def warp(image: U8, label: U8 | None, matrix: Matrix) -> Augmented:
     seen = np.asarray(cv2.warpPerspective(framed, _shift(1) @ matrix, (width, height), flags=flags), np.uint8)
     cv2.copyTo(blank(height, width), outside, seen)
     if label is not None:
-        label = np.maximum(_nearest(label, matrix, IGNORE), outside)
+        label = np.maximum(nearest(label, matrix, IGNORE), outside)
     return Augmented(seen, label, outside == 0, matrix)
 
 
@@ -171,7 +171,8 @@ def _shift(by_px: float) -> Matrix:
     return np.array([[1, 0, by_px], [0, 1, by_px], [0, 0, 1]])
 
 
-def _nearest(plane: U8, matrix: Matrix, outside: int) -> U8:
+def nearest(plane: U8, matrix: Matrix, outside: int) -> U8:
+    """(H, W) uint8 as seen through ``matrix``, the same pixels as :func:`warp`'s label; ``outside`` fills the rest."""
     flags = cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP
     return np.asarray(cv2.warpPerspective(plane, matrix, plane.shape[::-1], flags=flags, borderValue=outside), np.uint8)
 

@@ -34,7 +34,7 @@ class Batch:
     ``image`` (N,3,H,W): uint8 until the engine has moved it to the device, then float 0..1.
     ``label`` (N,H,W) int64: a train id, or 255 = not labelled here.
     ``pixel`` (N,H,W) bool: false where there is no picture (padding); such pixels enter no loss at all.
-    ``weight`` (N,H,W) float or None: trust in the label.
+    ``weight`` (N,H,W) float or None: trust in the label; None is 1 everywhere.
     ``label_count`` scalar float: labelled pixels of the global batch divided by the number of micro-batches (over all
     devices). A sum over pixels divided by it, averaged over micro-batches and devices, is the mean over the global
     batch, however that batch is split.

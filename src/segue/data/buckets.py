@@ -17,12 +17,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from segue.data.dataset import Dataset
 from segue.data.errors import DataError
 from segue.labels import nearest
 
@@ -217,6 +218,28 @@ def read_ranking(path: Path) -> Ranking:
     )
 
 
+def ids_of_ranking(ranking: Ranking, dataset: Dataset) -> list[int | None]:
+    """Position in ``dataset.ids`` of every image of the ranking, in its order; None for one that the set does not hold.
+
+    Paths are compared from their ends, so neither the folder above the data nor ``./`` nor ``\\`` matters, and a copy
+    that has other folders but the same image ids is recognised too. ``DataError`` when no image is found, and for a
+    path that several images of the set end with.
+    """
+    by_name: dict[str, list[tuple[str, int]]] = {}
+    by_key: dict[str, list[int]] = {}
+    for index, image_id in enumerate(dataset.ids):
+        by_key.setdefault(image_id.rsplit("/", 1)[-1], []).append(index)
+        if (file := dataset.files(index)[0]) is not None:
+            by_name.setdefault(file.path.rsplit("/", 1)[-1], []).append((f"/{file.path}", index))
+    found = [_place(ranking, f"/{image.removeprefix('./')}", dataset, by_name, by_key) for image in ranking.images]
+    if all(place is None for place in found):
+        raise DataError(
+            f"{ranking.where}: none of its {len(found)} images is in data set {dataset.name!r}, split "
+            f"{dataset.split!r}; it lists {ranking.images[0]}, the data set has {dataset.describe(0)}"
+        )
+    return found
+
+
 def _starts(ordered: F64, cut: Cut) -> Sequence[int] | I64:
     # Where the second and every later bucket starts.
     if isinstance(cut, Within):
@@ -244,6 +267,36 @@ def _moved_on(ordered: F64, distance: float) -> list[int]:
             starts.append(place)
             first = score
     return starts
+
+
+def _place(
+    ranking: Ranking,
+    listed: str,
+    dataset: Dataset,
+    by_name: Mapping[str, Sequence[tuple[str, int]]],
+    by_key: Mapping[str, Sequence[int]],
+) -> int | None:
+    same = by_name.get(listed.rsplit("/", 1)[-1], ())
+    if whole := [(len(path), index) for path, index in same if listed.endswith(path)]:
+        return max(whole)[1]
+    places = [index for path, index in same if path.endswith(listed)]
+    if not places:
+        key = PurePosixPath(listed).stem
+        while key and key not in by_key:
+            key = key.rpartition("_")[0]
+        places = [index for index in by_key.get(key, ()) if _passes(listed, dataset.ids[index])]
+    if len(places) > 1:
+        raise DataError(
+            f"{ranking.where}: {listed[1:]} may be {' or '.join(dataset.describe(i) for i in places[:2])} of data set "
+            f"{dataset.name!r}; list images with their folders"
+        )
+    return places[0] if places else None
+
+
+def _passes(listed: str, image_id: str) -> bool:
+    """Whether the folders of the id come, in this order, among those of the path."""
+    folders = iter(listed.split("/")[:-1])
+    return all(part in folders for part in image_id.split("/")[:-1])
 
 
 def _column(values: Mapping[str, F64], name: str, owner: str) -> F64:

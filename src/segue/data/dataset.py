@@ -31,10 +31,11 @@ PYTHON = "python:"
 
 @dataclass(frozen=True)
 class Sample:
-    """One image (H, W, 3) uint8 RGB at the file's resolution, and its label (H, W) uint8 train ids or None."""
+    """Image (H, W, 3) uint8 RGB as its file has it, label (H, W) uint8 train ids or None, trust in it (uint8/255)."""
 
     image: U8
     label: U8 | None
+    weight: U8 | None = None
 
 
 class Dataset:
@@ -250,13 +251,23 @@ def open_dataset(name: str, config: DatasetConfig, split: str, space: LabelSpace
 
     ``space`` None: the data set's own. Root: ``config.root``, else the YAML's folder, else the data set's environment
     variable, ``$SEGUE_DATA/NAME``, ``$IFN_DIR_DATASET/NAME``, ``./data/NAME``, ``./datasets/data/NAME``, each a folder
-    or ``NAME.zip``. ``config.labels`` take the place of its own (:mod:`segue.data.relabelled`). ``DataError`` when the
-    folder, the split or every image is missing, or the YAML is wrong.
+    or ``NAME.zip``. ``config.labels`` take the place of its own (:mod:`segue.data.relabelled`); ``config.listed``
+    and ``config.corrupt`` choose images and change them. ``DataError`` when the folder, the split or every image is
+    missing, or the YAML is wrong.
     """
     if config.labels is not None:
         from segue.data.relabelled import relabelled
 
         return relabelled(open_dataset(name, config.model_copy(update={"labels": None}), split, space), config.labels)
+    if config.corrupt is not None:
+        from segue.data.corrupted import Corrupted
+
+        return Corrupted(open_dataset(name, config.model_copy(update={"corrupt": None}), split, space), config.corrupt)
+    if config.listed is not None:
+        from segue.data.listed import listed
+
+        whole = config.model_copy(update={"listed": None, "limit": None})
+        return listed(open_dataset(name, whole, split, space), config.listed, config.limit)
     reference = config.dataset or name
     if reference.startswith(PYTHON):
         from segue.data.python_dataset import PythonDataset

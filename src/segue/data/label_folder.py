@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from segue.data.errors import DataError
-from segue.data.images import Size, read_ids, write_image
-from segue.data.relabelled import FORMAT, INDEX, read_index
+from segue.data.images import read_ids, write_image
+from segue.data.relabelled import FORMAT, INDEX, Row, read_index
 from segue.data.store import Store
 from segue.files import file_of, write_json
 from segue.labels import U8, LabelSpace
@@ -30,7 +30,7 @@ class LabelFolder:
         self.folder = folder
         self.labels = labels
         self.split = split
-        self._images: dict[str, tuple[str, Size]] = {}
+        self._images: dict[str, Row] = {}
         if (folder / INDEX).is_file():
             index = read_index(Store(folder))
             if (index.labels.classes, index.split) != (labels.classes, split):
@@ -47,21 +47,23 @@ class LabelFolder:
 
     def read(self, image_id: str) -> U8:
         """(H, W) uint8 as it was put. ``KeyError`` for an image without a label, ``DataError`` for a damaged file."""
-        name, size = self._images[image_id]
-        label = np.asarray(read_ids(self.folder / name), np.uint8)
-        if label.shape != size:
-            raise DataError(f"{self.folder / name} is not of size {size}, as {INDEX} says: make the labels again")
+        row = self._images[image_id]
+        label = np.asarray(read_ids(self.folder / row.file), np.uint8)
+        if label.shape != row.size:
+            raise DataError(
+                f"{self.folder / row.file} is not of size {row.size}, as {INDEX} says: make the labels again"
+            )
         return label
 
     def put(self, image_id: str, label: U8) -> None:
         """Store (H, W) uint8 train ids of an image, 255 = not labelled, over an earlier label."""
         name = f"{file_of(image_id)}.png"
         write_image(self.folder / name, label)
-        self._images[image_id] = (name, (label.shape[0], label.shape[1]))
+        self._images[image_id] = Row(name, (label.shape[0], label.shape[1]))
 
     def save(self, info: Mapping[str, Any] | None = None) -> None:
         """Write the index; ``info``: more for it that no reader needs."""
-        images = {i: {"file": name, "size": list(size)} for i, (name, size) in sorted(self._images.items())}
+        images = {i: {"file": row.file, "size": list(row.size)} for i, row in sorted(self._images.items())}
         write_json(
             self.folder / INDEX,
             {"format": FORMAT, "labels": self.labels.to_dict(), "split": self.split, **(info or {}), "images": images},

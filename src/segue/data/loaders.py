@@ -167,7 +167,7 @@ class _Samples(TorchDataset[Any]):
         try:
             sample = dataset.read_sample(index, self._labelled)
             numbers = draws(*self._key, uid)
-            item = apply(sample.image, sample.label, dataset.size, self._transform, numbers, wanted)
+            item = apply(sample.image, sample.label, dataset.size, self._transform, numbers, wanted, sample.weight)
         except DataError as error:
             # As text: torch would wrap an exception into one with the worker's traceback in its message.
             return str(error)
@@ -192,6 +192,7 @@ def _collate(samples: list[tuple[Item, Meta] | str]) -> Batch | str:
     image = np.empty((len(good), 3, height, width), np.uint8)
     label = np.full((len(good), height, width), IGNORE, np.uint8)
     pixel = np.ones((len(good), height, width), np.bool_)
+    weight = None if all(item.weight is None for item, _ in good) else torch.ones(len(good), height, width)
     for n, (item, meta) in enumerate(good):
         if item.image.shape[:2] != (height, width):
             h, w = item.image.shape[:2]
@@ -205,12 +206,15 @@ def _collate(samples: list[tuple[Item, Meta] | str]) -> Batch | str:
             label[n] = item.label
         if item.pixel is not None:
             pixel[n] = item.pixel
+        if item.weight is not None and weight is not None:
+            weight[n] = torch.from_numpy(item.weight) / 255
     count = torch.tensor(float(np.count_nonzero(label != IGNORE)), dtype=torch.float64)
     masks = pixel.view(np.uint8)
     histograms = [cv2.calcHist([row], [0], mask, [256], [0, 256]) for row, mask in zip(label, masks, strict=True)]
     counts = torch.from_numpy(np.sum(histograms, axis=0, dtype=np.float64).ravel())
     metas = tuple(meta for _, meta in good)
-    return Batch(torch.from_numpy(image), torch.from_numpy(label), torch.from_numpy(pixel), None, count, metas, counts)
+    planes = [torch.from_numpy(plane) for plane in (image, label, pixel)]
+    return Batch(planes[0], planes[1], planes[2], weight, count, metas, counts)
 
 
 def _start_worker(_: int) -> None:

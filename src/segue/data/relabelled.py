@@ -2,37 +2,48 @@
 
 The folder holds PNGs of train ids and ``index.json``, which says for each image id which file is its label, so the
 order of a loader never matters. Labels have the size at which the images were read when they were made
-(``own_label_size``): resized to an image's larger file and then to that size again, they come out as they are.
+(``own_label_size``): resized to an image's larger file and then to that size again, they come out as they are. Where
+labels were made with trust, a second PNG of the same size says how far each pixel of one is trusted, in 255ths.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
-from segue.data.dataset import Dataset, map_ids
+from segue.data.dataset import Dataset, Sample, map_ids
 from segue.data.errors import DataError
-from segue.data.images import Size, read_ids
+from segue.data.images import Size, read_ids, resize_label
 from segue.data.store import File, Store
 from segue.labels import U8, LabelSpace, build_map, space_from_dict
 
 INDEX = "index.json"
 FORMAT = "segue-labels-1"
 """``format`` of the index. The other keys that readers need: ``labels`` (:meth:`LabelSpace.to_dict`), ``split``, and
-``images`` (id to ``file`` and ``size``, height and width)."""
+``images`` (id to ``file``, ``size``, height and width, and maybe ``weight``, a second file)."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """Of one image the label's file, its (height, width), and the file of its weights, if it has any."""
+
+    file: str
+    size: Size
+    weight: str | None = None
 
 
 @dataclass(frozen=True)
 class Index:
-    """What an index says: the label space, the split, and of each image id the label's file name and size."""
+    """What an index says: the label space, the split, and a row for each image id."""
 
     labels: LabelSpace
     split: str
-    images: dict[str, tuple[str, Size]]
+    images: dict[str, Row]
 
 
 class Relabelled(Dataset):
@@ -61,7 +72,16 @@ class Relabelled(Dataset):
 
     def files(self, index: int) -> tuple[File | None, File | None]:
         """Image file, None where there is none, and label file."""
-        return self._inner.files(self._places[index])[0], File(self._store, self._labels[index][0])
+        return self._inner.files(self._places[index])[0], File(self._store, self._labels[index].file)
+
+    def read_sample(self, index: int, labels: bool) -> Sample:
+        """See :class:`Dataset`; with the weights of a label that has some."""
+        sample = super().read_sample(index, labels)
+        name = self._labels[index].weight
+        if sample.label is None or name is None:
+            return sample
+        weight = np.asarray(self._read(index, name), np.uint8)
+        return replace(sample, weight=resize_label(weight, sample.image.shape[:2]))
 
     def read_label(self, index: int) -> U8:
         """(H, W) uint8 train ids at the size at which they were made. ``DataError`` names the file."""
@@ -70,17 +90,11 @@ class Relabelled(Dataset):
 
     def read_file_ids(self, index: int) -> npt.NDArray[Any]:
         """(H, W) train ids as the file holds them, 255 = not labelled. ``DataError`` names the file."""
-        name, size = self._labels[index]
-        file = File(self._store, name)
-        ids = read_ids(file)
-        if ids.shape != size:
-            (h, w), (wanted_h, wanted_w) = ids.shape, size
-            raise DataError(f"{file} is {w}x{h} pixels, {INDEX} says {wanted_w}x{wanted_h}: {_AGAIN}")
-        return ids
+        return self._read(index, self._labels[index].file)
 
     def label_stamp(self, index: int) -> tuple[str, str]:
         """See :class:`Dataset`: the label's path; size and time, or in an archive size and checksum."""
-        file = File(self._store, self._labels[index][0])
+        file = File(self._store, self._labels[index].file)
         return file.path, file.stamp()
 
     def describe(self, index: int) -> str:
@@ -93,6 +107,14 @@ class Relabelled(Dataset):
 
     def _image(self, index: int) -> U8:
         return self._inner._image(self._places[index])
+
+    def _read(self, index: int, name: str) -> npt.NDArray[Any]:
+        file, size = File(self._store, name), self._labels[index].size
+        ids = read_ids(file)
+        if ids.shape != size:
+            (h, w), (wanted_h, wanted_w) = ids.shape, size
+            raise DataError(f"{file} is {w}x{h} pixels, {INDEX} says {wanted_w}x{wanted_h}: {_AGAIN}")
+        return ids
 
     def _check(self, index: Index) -> None:
         where = f"the labels in {self.root}"
@@ -110,10 +132,11 @@ class Relabelled(Dataset):
                 f"{self.name!r} are not in {INDEX}, the first is {absent[0]!r}; label these too, or leave them out "
                 f"with 'include' or 'exclude'"
             )
-        gone = [name for i in self.ids if not self._store.has(name := index.images[i][0])]
-        if gone:
+        rows = [index.images[i] for i in self.ids]
+        wanted = [row.file for row in rows] + [row.weight for row in rows if row.weight is not None]
+        if gone := [name for name in wanted if not self._store.has(name)]:
             raise DataError(
-                f"{len(gone)} of {len(self)} label files are not in {self.root}, the first is {gone[0]}: {_AGAIN}"
+                f"{len(gone)} of {len(wanted)} label files are not in {self.root}, the first is {gone[0]}: {_AGAIN}"
             )
 
 
@@ -136,10 +159,15 @@ def read_index(store: Store) -> Index:
         content = json.loads(store.read(INDEX))
         if content["format"] != FORMAT:
             raise ValueError(f"format {content['format']!r}, not {FORMAT!r}")
-        images = {image_id: (_plain(row["file"]), _size(*row["size"])) for image_id, row in content["images"].items()}
+        images = {image_id: _row(row) for image_id, row in content["images"].items()}
         return Index(space_from_dict(content["labels"]), str(content["split"]), images)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"cannot read {store.root / INDEX} ({error}): {_AGAIN}") from error
+
+
+def _row(row: dict[str, Any]) -> Row:
+    weight = row.get("weight")
+    return Row(_plain(row["file"]), _size(*row["size"]), None if weight is None else _plain(weight))
 
 
 def _plain(name: str) -> str:

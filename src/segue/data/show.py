@@ -15,33 +15,43 @@ import jinja2
 from segue.config import DatasetConfig
 from segue.data.audit import class_shares
 from segue.data.copies import spread
+from segue.data.corrupted import Corrupted
 from segue.data.dataset import PYTHON, Dataset, open_dataset
 from segue.data.images import encode, resize_image, resize_label
 from segue.data.reference import open_splits, parse
 from segue.files import write_text
 from segue.labels import U8, load_space
+from segue.policies import CorruptConfig
 
 PAGE_BYTES = 5_000_000
 THUMB_WIDTH_PX = 400
 IMAGES = 12
 
 
-def show(name: str, out: Path, root: Path | None = None, labels: str | None = None) -> Path:
+def show(
+    name: str,
+    out: Path,
+    root: Path | None = None,
+    labels: str | None = None,
+    corrupt: CorruptConfig | None = None,
+) -> Path:
     """Write one self-contained page: images, labels, mapped labels, class shares, coverage; at most 5 MB.
 
     ``name``: catalog name, folder, archive or python: class, with ``:split`` (default: the first split that has
-    images). ``labels``: label space to map to (a python: class must be given one). ``DataError`` names a file that
-    cannot be read.
+    images). ``labels``: label space to map to (a python: class must be given one). ``corrupt``: what the images are
+    seen under. ``DataError`` names a file that cannot be read.
     """
     python = name.startswith(PYTHON)
     split, own = next(iter(open_splits(name, root, labels if python else None).items()))
+    if corrupt is not None:
+        own = Corrupted(own, corrupt)
     mapped = own
     if labels is not None and labels != own.space.name:
         config = DatasetConfig(dataset=parse(name)[0], root=root)
         mapped = open_dataset(own.name, config, split, load_space(labels))
     count = min(IMAGES, len(own))
     while True:
-        page = _page(own, mapped, split, spread(range(len(own)), count))
+        page = _page(own, mapped, split, spread(range(len(own)), count), _seen(corrupt))
         if len(page.encode()) <= PAGE_BYTES or count == 1:
             break
         count //= 2
@@ -49,13 +59,21 @@ def show(name: str, out: Path, root: Path | None = None, labels: str | None = No
     return out
 
 
-def _page(own: Dataset, mapped: Dataset, split: str, indices: list[int]) -> str:
+def _seen(corrupt: CorruptConfig | None) -> str:
+    if corrupt is None:
+        return ""
+    given = corrupt.severity
+    return f"{corrupt.name} {given}" if isinstance(given, int) else f"{corrupt.name} {given[0]} to {given[1]}"
+
+
+def _page(own: Dataset, mapped: Dataset, split: str, indices: list[int], seen: str) -> str:
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     shares, labelled, counted = class_shares(mapped)
     rows = zip(mapped.space.classes, mapped.space.colors, shares, strict=True)
     return environment.from_string(_TEMPLATE).render(
         name=own.name,
         split=split,
+        seen=seen,
         number=len(own),
         shown=len(indices),
         columns=max(2, 1 + own.labelled + (mapped is not own)),
@@ -119,7 +137,8 @@ figure { margin: 0; } figcaption { font-size: 12px; color: var(--soft); margin-t
 img { display: block; width: 100%; border-radius: 4px; }
 </style></head><body>
 <h1>{{ name }} <span style="color:var(--soft)">{{ split }}</span></h1>
-<p class="facts">{{ number }} images{% if unlabelled %}, {{ unlabelled }} without a label{% endif %}.
+<p class="facts">{{ number }} images{% if seen %} under {{ seen }}{% endif -%}
+{% if unlabelled %}, {{ unlabelled }} without a label{% endif %}.
 Files in label space <b>{{ native }}</b>{% if target != native %}, shown in <b>{{ target }}</b>{% endif %}.</p>
 {% if coverage %}<h2>From {{ native }} to {{ target }}</h2>
 <ul>{% for line in coverage %}<li>{{ line }}</li>{% endfor %}</ul>{% endif %}

@@ -22,7 +22,7 @@ import numpy.typing as npt
 import torch
 
 from segue.config import TransformConfig
-from segue.data.augment import GREY, NUMBERS, Matrix, augment, blank, turn_hue
+from segue.data.augment import GREY, NUMBERS, Matrix, augment, blank, nearest, turn_hue
 from segue.data.images import Size, nearest_index
 from segue.data.statistics import histogram
 from segue.labels import IGNORE, U8
@@ -76,7 +76,8 @@ class Window:
 class Item:
     """A sample ready to be stacked: image (H, W, 3) uint8, label (H, W) uint8, pixel (H, W) bool (None = all true).
 
-    ``warp``: the matrix of :func:`segue.data.augment.warp` from the sample to the window, None where they agree.
+    ``weight`` (H, W) uint8: trust in the label, None and 255 = full; 0 where there is no picture. ``warp``: the
+    matrix of :func:`segue.data.augment.warp` from the sample to the window, None where they agree.
     """
 
     image: U8
@@ -84,6 +85,7 @@ class Item:
     pixel: npt.NDArray[np.bool_] | None
     window: Window
     warp: Matrix | None = None
+    weight: U8 | None = None
 
     def geometry(self) -> dict[str, Any]:
         """``Meta.geometry``: that of the window and, when there is one, ``warp`` as three rows of three numbers."""
@@ -103,32 +105,32 @@ def apply(
     config: TransformConfig,
     numbers: Draws,
     wanted: int | None = None,
+    weight: U8 | None = None,
 ) -> Item:
     """Transform one sample. ``size``: (height, width) that files are resized to before ``config.scale``, or None.
 
-    ``wanted``: train id that the crop should show (``config.rare_class``). Label pixels of padding are 255. Without a
-    label the first window is taken.
+    ``wanted``: train id that the crop should show (``config.rare_class``). ``weight`` (H, W) uint8 goes where the label
+    goes. Label pixels of padding are 255. Without a label the first window is taken.
     """
     window = choose_window(image.shape[:2], label, size, config, numbers, wanted)
     picture = cut(image, window)
     if config.brightness or config.contrast or config.saturation or config.hue:
         picture = colour(picture, config, numbers)
-    part = None if label is None else label.take(window.rows(), 0).take(window.columns(), 1)
+    part, trust = (None if p is None else p.take(window.rows(), 0).take(window.columns(), 1) for p in (label, weight))
     shown, warp = None, None
     if config.augment is not None:
         picture, part, shown, warp = augment(picture, part, config.augment, numbers[_AUGMENT:])
+        if trust is not None and warp is not None:
+            trust = nearest(trust, warp, 0)
     if config.crop is None or (window.height, window.width) == tuple(config.crop):
-        return Item(picture, part, shown, window, warp)
+        return Item(picture, part, shown, window, warp, trust)
     height, width = config.crop
     padded = blank(height, width)
     padded[: window.height, : window.width] = picture
     pixel = np.zeros((height, width), np.bool_)
     pixel[: window.height, : window.width] = True if shown is None else shown
-    if part is not None:
-        full = np.full((height, width), IGNORE, np.uint8)
-        full[: window.height, : window.width] = part
-        part = full
-    return Item(padded, part, pixel, window, warp)
+    part, trust = _padded(part, (height, width), IGNORE), _padded(trust, (height, width), 0)
+    return Item(padded, part, pixel, window, warp, trust)
 
 
 def choose_window(
@@ -201,6 +203,14 @@ def colour(image: U8, config: TransformConfig, numbers: Draws) -> U8:
         matrix[:, 3] = (1 - contrast) * grey
         image = np.asarray(cv2.transform(image, matrix), np.uint8)
     return turn_hue(image, (2 * float(numbers[_HUE]) - 1) * config.hue)
+
+
+def _padded(plane: U8 | None, size: Size, fill: int) -> U8 | None:
+    if plane is None:
+        return None
+    out = np.full(size, fill, np.uint8)
+    out[: plane.shape[0], : plane.shape[1]] = plane
+    return out
 
 
 def _factor(spread: float, number: float) -> float:

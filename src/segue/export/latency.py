@@ -74,7 +74,7 @@ def measure(
         quality = None if scored is None else _quality(shop, ready, labels, scored)
         return {
             "what": WHAT,
-            "model": model.config.model_dump(mode="json", exclude={"weights", "freeze", "norm", "head_lr_factor"}),
+            "model": model.config.of_network(),
             "classes": len(labels),
             "batch": plan.batch,
             "runs": plan.runs,

@@ -98,6 +98,8 @@ def export(
 def to_graph(model: SegModel, how: Export) -> onnx.ModelProto:
     """The graph alone, unchecked and without metadata; ``ExportError`` when torch cannot trace the model."""
     require_onnx()
+    if model.not_exported:
+        raise ExportError(f"model {model.config.name!r} cannot be exported: {model.not_exported}")
     if model.fixed_size_graph and not how.fixed_size:
         size = f"{how.size[0]}x{how.size[1]}"
         raise ExportError(f"a graph of model {model.config.name!r} has one size: --fixed-size writes {size} alone")
@@ -147,7 +149,7 @@ def describe(
     return {
         "format": FORMAT,
         "segue": segue.__version__,
-        "model": model.config.model_dump(mode="json", exclude={"weights", "freeze", "norm", "head_lr_factor"}),
+        "model": model.config.of_network(),
         "from": {key: info[key] for key in TOLD if key in info},
         "input": {"name": "image", "channels": "RGB", **image, "smallest_side_px": SMALLEST_PX},
         "outputs": {name: outputs[name] for name in how.outputs},

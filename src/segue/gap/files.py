@@ -19,6 +19,7 @@ from segue.gap.archive import Array, read_arrays, write_arrays
 from segue.gap.errors import GapError
 from segue.gap.fingerprint import Fingerprint, Gaussian, Histogram
 from segue.gap.ranges import Ranges, Rule, Table
+from segue.gap.vdna_files import read_vdna, write_vdna
 from segue.settings import Settings, check
 
 FORMAT = "segue-fingerprint-1"
@@ -82,6 +83,22 @@ def load(path: Path) -> Fingerprint | Ranges:
     return ranges
 
 
+def opened(path: Path) -> Fingerprint:
+    """A stored fingerprint, ours (.npz) or one of the vDNA library (its .json); ``GapError`` for ranges alone."""
+    content = read_vdna(path) if path.suffix == ".json" else load(path)
+    if isinstance(content, Ranges):
+        raise GapError(f"{path} holds ranges and no fingerprint: count images in them first")
+    return content
+
+
+def keep(content: Fingerprint, path: Path) -> None:
+    """Write a fingerprint as :func:`save`, or by the suffix .json as the vDNA library, which loses its ranges."""
+    if path.suffix == ".json":
+        write_vdna(content, path)
+    else:
+        save(content, path)
+
+
 def _parts(content: Fingerprint | Ranges) -> tuple[str, dict[str, Table], Ranges | None]:
     if isinstance(content, Histogram):
         return "histogram", {"counts": content.counts}, content.ranges
@@ -97,7 +114,7 @@ def _facts(path: Path) -> _Facts:
         text: Any = json.loads(str(read_arrays(path, [FACTS])[FACTS]))
         facts = check(_Facts, text, "")
     except GapError as error:
-        raise GapError(f"{error}; a fingerprint of ours is made by segue.gap.files.save") from error
+        raise GapError(f"{error}; one of the vDNA library is named by its .json") from error
     except (ValueError, TypeError, RecursionError) as error:
         raise GapError(f"{path} is no fingerprint of this version: {error}") from error
     if not facts.layers or facts.images < (facts.form != "ranges") or (facts.form == "ranges" and not facts.ranges):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from contextlib import ExitStack, suppress
 
 import torch
@@ -19,6 +19,7 @@ from segue.gap.errors import GapError
 from segue.models.classify import evaluating
 
 See = Callable[[str, Tensor], None]
+Ask = Callable[[Tensor], object]
 
 
 class _Enough(Exception):
@@ -29,14 +30,30 @@ class Probe:
     """A network and those of its modules whose outputs are looked at.
 
     ``patterns``: regular expressions that match whole names (``backbone\\.layer[1-4]\\.\\d+``). ``identity`` tells
-    networks apart: the class, and a hash of all parameters and buffers unless the caller gives a name.
+    networks apart: the class, and a hash of all parameters and buffers unless the caller gives a name. ``ask`` takes
+    the images (default: the network). ``channels_last``: layers whose outputs with 4 axes are (N,H,W,C). ``whole``:
+    every pass goes on to its end.
     """
 
-    def __init__(self, network: nn.Module, patterns: Sequence[str], identity: str | None = None) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        patterns: Sequence[str],
+        identity: str | None = None,
+        *,
+        ask: Ask | None = None,
+        channels_last: Container[str] = (),
+        whole: bool = False,
+    ) -> None:
         """``GapError`` when a pattern is no regular expression or matches no module."""
         self.network = network
-        self.names = _matching(network, patterns)
-        self.identity = identity or _identity(network)
+        self.names = matching(network, patterns)
+        self.identity = identity or identity_of(network)
+        self.grids: dict[str, tuple[int, int] | None] = {}
+        """Rows and columns of every layer's positions in the latest pass, None for tokens and vectors."""
+        self.ask: Ask = ask or network
+        self.channels_last = channels_last
+        self._whole = whole
         self._looked = False
 
     def run(self, batches: Iterable[Tensor], see: See) -> int:
@@ -62,9 +79,10 @@ class Probe:
                 if name in seen:
                     raise GapError(f"layer {name} runs more than once in a pass: name a module that runs once")
                 seen.add(name)
-                see(name, _values(name, output, len(images)))
+                values, self.grids[name] = _values(name, output, len(images), name in self.channels_last)
+                see(name, values)
                 # The first pass goes on to its end, to meet a layer that runs again.
-                if self._looked and len(seen) == len(self.names):
+                if self._looked and not self._whole and len(seen) == len(self.names):
                     raise _Enough
 
             return hook
@@ -76,13 +94,13 @@ class Probe:
             stack.enter_context(torch.inference_mode())
             stack.enter_context(evaluating(self.network))
             with suppress(_Enough):
-                self.network(images if parameter is None else images.to(parameter.device))
+                self.ask(images if parameter is None else images.to(parameter.device))
         if missing := [name for name in self.names if name not in seen]:
             raise GapError(f"layer {missing[0]} does not run in a pass: name another")
         self._looked = True
 
 
-def _values(name: str, output: object, images: int) -> Tensor:
+def _values(name: str, output: object, images: int, channels_last: bool) -> tuple[Tensor, tuple[int, int] | None]:
     if not isinstance(output, Tensor) or output.ndim not in (2, 3, 4) or len(output) != images:
         told = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
         raise GapError(f"the output of layer {name} has no neurons by image ({told}): name a layer inside it")
@@ -90,10 +108,15 @@ def _values(name: str, output: object, images: int) -> Tensor:
         output = output.cpu()  # which has no float64
     if not torch.isfinite(torch.stack(torch.aminmax(output))).all():
         raise GapError(f"layer {name} gives values that are not finite: are these weights whole?")
-    return output.transpose(1, 2) if output.ndim == 3 else output.reshape(*output.shape[:2], -1)
+    if output.ndim == 4:
+        if channels_last:
+            output = output.permute(0, 3, 1, 2)
+        return output.flatten(2), (output.shape[2], output.shape[3])
+    return (output.transpose(1, 2) if output.ndim == 3 else output.unsqueeze(2)), None
 
 
-def _matching(network: nn.Module, patterns: Sequence[str]) -> tuple[str, ...]:
+def matching(network: nn.Module, patterns: Sequence[str]) -> tuple[str, ...]:
+    """Names of a network's modules that match, in its order; ``GapError`` for a pattern that matches none."""
     modules = [name for name, _ in network.named_modules() if name]
     found: set[str] = set()
     for pattern in patterns:
@@ -113,7 +136,8 @@ def _some(pattern: str, modules: list[str]) -> str:
     return f"it has {len(modules)}, such as {', '.join(difflib.get_close_matches(pattern, modules, n=5, cutoff=0))}"
 
 
-def _identity(network: nn.Module) -> str:
+def identity_of(network: nn.Module) -> str:
+    """Class of a network and a hash of its names, parameters and buffers."""
     digest = hashlib.blake2b(digest_size=8)
     for name, tensor in network.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

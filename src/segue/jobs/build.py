@@ -21,9 +21,11 @@ from segue.data.relabelled import Relabelled
 from segue.data.statistics import class_pixels, tell
 from segue.data.steps import Memory, SeenImages, StepImages
 from segue.hardware import Hardware
+from segue.jobs.bucket import followed, group_folder, is_cut, read_bucket, read_layers
 from segue.labels import LabelSpace, load_space
 from segue.methods.base import METHODS, Method, MethodConfig
 from segue.methods.parts.base import part_configs
+from segue.models.anchor import blank_anchor
 from segue.models.base import MODELS, SegModel
 from segue.models.build import build_model
 from segue.ops.keys import generator, seed_of
@@ -124,6 +126,15 @@ def weights_source(job: Job, stage: StageConfig, source: str) -> Path:
     return checkpoint.find_model(path)
 
 
+def began_with(job: Job, stage: StageConfig) -> str:
+    """The stage or file that a followed stream began with: what its first bucket starts from."""
+    assert stage.follow is not None
+    group = stage.follow.group or stage.name
+    first = next(s for s in job.recipe.stages if s.follow is not None and (s.follow.group or s.name) == group)
+    assert first.start is not None  # as the recipe was checked
+    return first.start
+
+
 def build_method(job: Job, stage: StageConfig, *, trained: bool = True) -> Method:
     """Model with its start weights, inside its method; the same seed gives the same initial weights.
 
@@ -147,7 +158,7 @@ def build_method(job: Job, stage: StageConfig, *, trained: bool = True) -> Metho
 
 def build_start(job: Job, stage: StageConfig) -> SegModel:
     """A stage's model with its start weights; where these are of fewer classes, outputs for the new ones are added."""
-    config, labels = model_config(job.recipe, stage), job.labels_of(stage)
+    config, labels = model_config(job.recipe, stage) | trained_part(job, stage), job.labels_of(stage)
     if stage.start is None:
         return build_model(config, len(labels))
     source = weights_source(job, stage, stage.start)
@@ -174,7 +185,24 @@ def _reference(job: Job, stage: StageConfig, source: str, trained: bool) -> SegM
 
 
 def _untrained(job: Job, stage: StageConfig) -> SegModel:
-    return build_model(model_config(job.recipe, stage) | {"weights": None}, len(job.labels_of(stage)))
+    model = build_model(model_config(job.recipe, stage) | {"weights": None}, len(job.labels_of(stage)))
+    if _anchored(job, stage):
+        base = getattr(model, "base", model)  # a wrapper has the anchor of the network that it was put around
+        model.adopt(blank_anchor(base, job.labels_of(stage)))
+    return model
+
+
+def _anchored(job: Job, stage: StageConfig) -> bool:
+    """Whether a stage's model will have an anchor: made by it, or by a stage that it goes on from."""
+    before = next((s for s in job.recipe.stages if s.name == stage.start), None)
+    return stage.anchor is not None or (before is not None and _anchored(job, before))
+
+
+def trained_part(job: Job, stage: StageConfig) -> dict[str, Any]:
+    """Model settings that follow from a stage's bucket: what is trained, where layers are chosen by their gap."""
+    if stage.follow is None or stage.follow.layers is None:
+        return {}
+    return {"train_only": read_layers(group_folder(job.folder, stage), stage.follow.bucket)["train_only"]}
 
 
 def pseudo_label_folder(job: Job, stage: StageConfig, stream: str, text: str) -> Path:
@@ -213,7 +241,7 @@ def build_streams(
             raise ConfigError(f"stage {stage.name!r}: {name} has no label before the first round; buy one at 0")
         streams[name] = Stream(
             [dataset for _, dataset in given],
-            [float(len(dataset)) if m.weight == "images" else m.weight for m, dataset in given],
+            [_share(stage, m, dataset) for m, dataset in given],
             job.recipe.transform_of(stage, name),
             (job.recipe.seed, stage.name, name),
             batch_size=train.batch_size,
@@ -227,14 +255,20 @@ def build_streams(
     return streams
 
 
+def _share(stage: StageConfig, mixture: Mixture, dataset: Dataset) -> float:
+    """How often a data set is drawn; in a bucket all images are drawn alike."""
+    in_bucket = stage.follow is not None and mixture.data in stage.follow.data
+    return float(len(dataset)) if mixture.weight == "images" or in_bucket else float(mixture.weight)
+
+
 def stream_data(job: Job, stage: StageConfig, stream: str, bought: int | None = None) -> list[tuple[Mixture, Dataset]]:
     """The data sets of a stream with the labels that it trains on; a pool without any bought label is left out."""
     if bought is None:
         bought = last_round(stage)
     found = []
     for mixture in stage.data[stream]:
-        dataset = job.dataset(mixture.data, stage.name)
-        if stream in stage.pseudo_labels:
+        dataset = images_of(job, stage, mixture.data)
+        if stream in stage.pseudo_labels and len(dataset):
             dataset = Relabelled(dataset, pseudo_label_folder(job, stage, stream, mixture.data))
         elif is_pool(stage, stream, mixture.data):
             if not bought:
@@ -245,6 +279,15 @@ def stream_data(job: Job, stage: StageConfig, stream: str, bought: int | None = 
         if len(dataset):
             found.append((mixture, dataset))
     return found
+
+
+def images_of(job: Job, stage: StageConfig, text: str) -> Dataset:
+    """The images of ``NAME:split`` that a stage trains on: of a stream those of its bucket, all before it is cut."""
+    dataset = job.dataset(text, stage.name)
+    if stage.follow is None or text not in stage.follow.data:
+        return dataset
+    folder = group_folder(job.folder, stage)
+    return followed(dataset, read_bucket(folder, stage.follow.bucket), text) if is_cut(folder) else dataset
 
 
 def _of_step(job: Job, stage: StageConfig, stream: str, text: str, task: Task) -> Dataset:

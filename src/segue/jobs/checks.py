@@ -24,6 +24,7 @@ from segue.jobs.build import (
     weights_source,
 )
 from segue.jobs.purchase import check_annotate, order_of
+from segue.jobs.stream import check_follow
 from segue.models.build import build_model
 from segue.models.weights import require
 from segue.optim import build_optimizers
@@ -37,7 +38,7 @@ def prepare(recipe: Recipe, folder: Path, hardware: Hardware) -> Job:
     built: set[str] = set()
     for stage in recipe.stages:
         faults += _fault(_check_streams, job, stage) + _fault(_check_weights, recipe, stage)
-        faults += _fault(check_annotate, job, stage)
+        faults += _fault(check_annotate, job, stage) + _fault(check_follow, job, stage)
         for source in stage.sources:
             faults += _fault(weights_source, job, stage, source)
         if faults:  # the networks need settings without a fault
@@ -141,7 +142,9 @@ def _check_start(job: Job, stage: StageConfig) -> None:
     model = build_model({**wanted, "weights": None}, len(job.labels))
     start = build_model({**given, "weights": None}, len(job.labels))
     where = f"stage {stage.name!r} starts from stage {earlier.name!r}, which"
-    checkpoint.check_fit(model, start.state_dict(), where)
+    taker = checkpoint.taker_of(model, given["name"])
+    state = start.state_dict()
+    checkpoint.check_fit(taker, state if taker is model else checkpoint.without_normalisation(state), where)
 
 
 def _check_classes(job: Job, stage: StageConfig) -> None:

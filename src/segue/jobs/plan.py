@@ -31,6 +31,7 @@ from segue.jobs.build import Job, build_method, build_streams, method_class, mod
 from segue.jobs.checks import prepare
 from segue.jobs.cost import Cost, now
 from segue.jobs.purchase import order_of
+from segue.jobs.stream import in_bucket, looks
 from segue.methods.base import Method
 from segue.models.base import SegModel
 from segue.scoring import score
@@ -266,10 +267,12 @@ def _stage_plan(job: Job, stage: StageConfig, trial: Trial) -> StagePlan:
 
 
 def _before(job: Job, stage: StageConfig, trial: Trial) -> Cost:
-    """Pseudo-labels and surveys cost what scoring as many images with as many networks does."""
-    passes = 0
+    """Pseudo-labels, surveys and looks at a stream cost what scoring as many images with as many networks does."""
+    passes = looks(job, stage)
     for stream, given in stage.pseudo_labels.items():
-        passes += len(given.models) * sum(len(job.dataset(m.data, stage.name)) for m in stage.data[stream])
+        views = 1 if given.trust is None else (1 + len(given.trust.scales)) * (1 + given.trust.flip)
+        images = sum(in_bucket(stage, m.data, len(job.dataset(m.data, stage.name))) for m in stage.data[stream])
+        passes += len(given.models) * views * images
     for number, _ in schedule(stage):
         order = order_of(stage, number)
         passes += len(job.dataset(order.config.data, stage.name))
@@ -311,7 +314,7 @@ def _depends_on_devices(job: Job) -> list[str]:
         if model.get("norm", "train") in ("train", "stats_only"):
             out.append(
                 f"stage {stage.name!r}: batch norm sees the images of one device "
-                f"({job.recipe.train_of(stage).batch_size} split over all); model.norm sync or frozen does not"
+                f"({job.recipe.train_of(stage).batch_size} split over all); model.norm sync or affine_only does not"
             )
         parts = (part for part in stage.method.get("parts", {}).values() if part)
         if whole := [k for block in (stage.method, *parts) for k, value in block.items() if value == "batch"]:

@@ -15,12 +15,13 @@ from segue.data.loaders import Stream
 from segue.data.steps import Memory, StepImages
 from segue.engine import Place, fit
 from segue.errors import Interrupted
-from segue.jobs import annotate, sinks, validation
+from segue.jobs import annotate, follow, sinks, validation
 from segue.jobs.build import (
     MEMORY,
     Job,
     build_method,
     build_streams,
+    images_of,
     method_class,
     pseudo_label_folder,
     stream_data,
@@ -28,6 +29,7 @@ from segue.jobs.build import (
 )
 from segue.jobs.cost import Cost, now, record
 from segue.methods.base import Method
+from segue.models.anchor import make_anchor
 from segue.models.base import SegModel
 from segue.progress import Progress, warn
 from segue.scoring import score
@@ -50,9 +52,11 @@ def _run_stage(job: Job, stage: StageConfig, resume: bool) -> dict[str, Any]:
     stored = _describe(stage)
     if job.hardware.rank == 0:
         stored = runs.update(folder / "stage.json", **stored, status="running")
+    follow.arrange(job, stage)
     made = _label(job, stage) if stage.pseudo_labels else {}
     method, iterations, training = _trained(job, stage, resume)
     if job.hardware.rank == 0:
+        kept = _keep_anchor(job, stage, method) if stage.anchor else None
         evaluations, scoring = _score(job, stage, method)
         runs.update(
             folder / "stage.json",
@@ -66,6 +70,8 @@ def _run_stage(job: Job, stage: StageConfig, resume: bool) -> dict[str, Any]:
             pseudo_labels=made,
             annotate=annotate.record(job, stage, evaluations),
             extend=_extended(job, stage, method),
+            follow=follow.record(job, stage, method.model),
+            anchor=kept,
             cpu_s=stored.get("cpu_s", 0.0) + runs.cpu_seconds() - cpu,
         )
     job.hardware.barrier()  # the next stage of every rank starts from what rank 0 has written
@@ -129,13 +135,17 @@ def _label(job: Job, stage: StageConfig) -> dict[str, Any]:
     made: dict[str, Any] = {}
     for stream, given in stage.pseudo_labels.items() if job.hardware.rank == 0 else ():
         models = [checkpoint.load_model(weights_source(job, stage, source))[0] for source in given.models]
+        trusted = given.trust.source if given.trust else None
         for text in (mixture.data for mixture in stage.data[stream]):
+            if not len(images := images_of(job, stage, text)):
+                continue  # a bucket holds none of this data set
             index = pseudo_labels.generate(
                 models,
-                job.dataset(text, stage.name),
+                images,
                 job.labels_of(stage),
                 pseudo_label_folder(job, stage, stream, text),
                 given,
+                source=None if trusted is None else job.dataset(trusted, stage.name),
                 device=job.hardware.device,
                 batch_size=job.recipe.evaluate.batch_size,
                 progress=Progress(f"labelling {text}"),
@@ -206,6 +216,18 @@ def _score(job: Job, stage: StageConfig, method: Method) -> tuple[dict[str, Any]
         worst = [row["id"] for row in found[text]["worst"][: given.samples]]
         score.save_samples(models, dataset, labels, job.folder, folder, text, count=given.samples, ids=worst)
     return found, costs
+
+
+def _keep_anchor(job: Job, stage: StageConfig, method: Method) -> dict[str, Any]:
+    """Store what the model goes on with where its training images are gone; what it is."""
+    assert stage.anchor is not None
+    text = stage.anchor.data or stage.data[next(n for n in stage.data if n in method.uses_labels)][0].data
+    progress, batch = Progress(f"{stage.name}: anchor from {text}"), job.recipe.evaluate.batch_size
+    model, dataset, labels = method.predictor(), job.dataset(text, stage.name), job.labels_of(stage)
+    images = stage.anchor.images
+    anchor = make_anchor(model, dataset, labels, batch_size=batch, limit=images, progress=progress)
+    checkpoint.add_anchor(checkpoint.find_model(job.stage_folder(stage)), anchor)
+    return anchor.describe()
 
 
 def _prior(job: Job, stage: StageConfig) -> dict[str, float] | None:

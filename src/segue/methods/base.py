@@ -18,12 +18,15 @@ from segue.data.batch import Batch
 from segue.labels import LabelSpace
 from segue.methods.parts.base import Parts, View
 from segue.models.base import Output, SegModel
+from segue.models.style import pictures
 from segue.ops.keys import generator
 from segue.ops.losses import CriterionConfig, segmentation
 from segue.registry import Registry
 from segue.settings import Settings
 
 Batches = Mapping[str, Batch]
+MET = 64
+"""Images of each target data set that the model looks at beforehand, evenly spaced."""
 
 
 class Terms(dict[str, Tensor]):
@@ -106,6 +109,8 @@ class Method(nn.Module):
 
     def prepare(self, streams: Mapping[str, object]) -> None:
         """Once before iteration 0, not on resume."""
+        target = getattr(streams.get("target"), "datasets", ())
+        self.model.meet(pictures(target, MET, self.model.mean.device))
         self.parts.prepare(self, streams)
 
     def take_over(self, state: Mapping[str, Tensor]) -> None:

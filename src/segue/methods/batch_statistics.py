@@ -12,7 +12,7 @@ import torch
 
 from segue.errors import UserError
 from segue.methods.base import METHODS, Batches, Method, Terms
-from segue.models.base import BATCH_NORM
+from segue.models.trained import BATCH_NORM
 
 
 @METHODS.register("batch_statistics")

@@ -13,7 +13,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from segue.models.base import BATCH_NORM, Output, SegModel
+from segue.models.base import Output, SegModel
+from segue.models.trained import BATCH_NORM, FIXED_STATISTICS
 
 TeacherNorm = Literal["batch", "copy", "average"]
 
@@ -31,7 +32,7 @@ class Teacher(nn.Module):
         self.network.requires_grad_(False)
         self.alpha = alpha
         # A student whose statistics are frozen has a teacher with the same frozen statistics.
-        self.norm = "copy" if student.config.norm == "frozen" else norm
+        self.norm = "copy" if student.config.norm in FIXED_STATISTICS else norm
         self.train()
 
     def train(self, mode: bool = True) -> Teacher:

@@ -8,26 +8,25 @@ parameter groups, head growth) is here once.
 from __future__ import annotations
 
 import copy
-import re
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segue.errors import UserError
-from segue.models import growth
+from segue.models import growth, trained
 from segue.ops.resize import bilinear
 from segue.registry import Registry
-from segue.settings import Settings
+
+if TYPE_CHECKING:
+    from segue.models.anchor import Anchor
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-NORM_TYPES = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
-BATCH_NORM = nn.modules.batchnorm._BatchNorm
 Extra = Literal["none", "unknown"]
 
 
@@ -102,7 +101,7 @@ class ParamGroup:
     decay: bool
 
 
-class ModelConfig(Settings):
+class ModelConfig(trained.TrainedConfig):
     """Settings that every model has."""
 
     name: str
@@ -110,12 +109,13 @@ class ModelConfig(Settings):
     weights: str | None = None
     """Start of the encoder: ``none``/null, ``imagenet`` (timm; Hugging Face for Mix Transformers), ``lite0-package``,
     or a file."""
-    freeze: tuple[str, ...] = ()
-    """Regular expressions; parameters whose name matches one are not trained and their norm layers stay in eval."""
-    norm: Literal["train", "stats_only", "frozen", "sync"] = "train"
-    """Norm layers: trained; statistics only (affine fixed); statistics and affine fixed; synchronised over devices."""
     head_lr_factor: float = 1.0
     """Learning rate of everything outside the encoder, as a multiple of ``optim.lr``."""
+
+    def of_network(self) -> dict[str, Any]:
+        """What the network is, without how it starts and is trained, as plain values."""
+        how = {"weights", "head_lr_factor", *trained.TrainedConfig.model_fields}
+        return self.model_dump(mode="json", exclude=how)
 
 
 class SegModel(nn.Module):
@@ -123,7 +123,8 @@ class SegModel(nn.Module):
 
     ``training_only`` names the submodules that serve training alone; ``decode`` and ``classifiers`` must work when such
     an attribute is None, which is what :meth:`deployed` makes of it. ``fixed_size_graph``: ``decode`` counts on sizes
-    that are numbers, so that an exported graph holds one.
+    that are numbers, so that an exported graph holds one. ``not_exported``: why there is no graph; empty: there is.
+    ``anchor``: what it keeps of the images that it, or the network it started from, was trained on.
     """
 
     Config: type[ModelConfig] = ModelConfig
@@ -132,6 +133,7 @@ class SegModel(nn.Module):
     encoder_prefix: str = "backbone."
     training_only: tuple[str, ...] = ()
     fixed_size_graph: bool = False
+    not_exported: str = ""
 
     mean: Tensor
     std: Tensor
@@ -148,7 +150,10 @@ class SegModel(nn.Module):
         self.num_classes = num_classes
         self.extra: Extra = "none"
         self.notes: tuple[str, ...] = ()  # of weights that it started from, such as their licence; kept in model.json
+        self.anchor: Anchor | None = None
         self._biased: set[str] = set()  # classifiers that got a bias they were not built with
+        self._late: frozenset[str] = frozenset()  # patterns of ``gradual`` whose time has not come
+        self._waiting: set[str] = set()  # parameters that they have frozen
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, 3, 1, 1))
 
@@ -156,6 +161,13 @@ class SegModel(nn.Module):
     def tiny(cls) -> dict[str, Any]:
         """Settings of the smallest useful network of this class, for tests; ``name`` is added by the caller."""
         return {}
+
+    def adopt(self, anchor: Anchor | None) -> None:
+        """Keep the anchor of the network that this one starts from."""
+        self.anchor = anchor
+
+    def meet(self, images: Iterable[Tensor]) -> None:
+        """Look at some images (N,3,H,W) 0..1 of the unlabelled stream, once before training on it (not on resume)."""
 
     @abstractmethod
     def decode(self, x: Tensor) -> Output:
@@ -202,30 +214,34 @@ class SegModel(nn.Module):
         return F.pad(x, (0, pad_w, 0, pad_h)) if pad_h or pad_w else x  # 0 is the mean colour here
 
     def train(self, mode: bool = True) -> SegModel:
-        """Training mode that honours ``freeze`` and ``norm``; survives every evaluation because it is asked again."""
+        """Training mode that leaves fixed norm statistics fixed; survives every evaluation as it is asked again."""
         super().train(mode)
-        patterns = [re.compile(p) for p in self.config.freeze]
-        for name, module in self.named_modules():
-            if not isinstance(module, NORM_TYPES):
-                continue
-            if self.config.norm == "frozen" or any(p.search(name + ".weight") for p in patterns):
-                module.eval()
+        trained.still(self, self.config, self._late)
         return self
 
     def apply_freeze(self) -> None:
-        """Fix what ``freeze`` and ``norm`` name, norm modes included; ``UserError`` if a pattern matches nothing."""
-        for pattern in self.config.freeze:
-            hits = [p for n, p in self.named_parameters() if re.search(pattern, n)]
-            if not hits:
-                raise UserError(f"model.freeze pattern {pattern!r} matches no parameter of {self.config.name!r}")
-            for parameter in hits:
-                parameter.requires_grad_(False)
-        if self.config.norm in ("frozen", "stats_only"):
-            for module in self.modules():
-                if isinstance(module, NORM_TYPES):
-                    for parameter in module.parameters(recurse=False):
-                        parameter.requires_grad_(False)
+        """Fix what the settings do not train, norm modes included; ``UserError`` if a pattern matches nothing."""
+        trained.fix(self, self.config)
         self.train(self.training)  # a new module is in training mode without ever having been asked
+
+    def thaw(self, done: float) -> bool:
+        """Freeze what ``gradual`` does not train yet when a share ``done`` (0..1) of the iterations is over, no more.
+
+        True when that has changed: then :meth:`train` is due. Before the first call all of it counts as trained.
+        """
+        late = frozenset(pattern for pattern, share in self.config.gradual.items() if done < share)
+        if late == self._late:
+            return False
+        self._late = late
+        for name, parameter in self.named_parameters():
+            if not trained.matches(late, name):
+                if name in self._waiting:  # what a method has frozen is not
+                    parameter.requires_grad_(True)
+                    self._waiting.discard(name)
+            elif parameter.requires_grad:
+                parameter.requires_grad_(False)
+                self._waiting.add(name)
+        return True
 
     def param_groups(self) -> list[ParamGroup]:
         """Trainable parameters as encoder and head, each with and without weight decay (norms, biases: without)."""

@@ -132,7 +132,7 @@ def load_encoder(model: SegModel, weights: str | None) -> CoverageReport | None:
     if weights == "imagenet":
         return load_state(encoder, _imagenet(model), what="imagenet")
     if weights == "lite0-package":
-        return load_state(encoder, _lite0(encoder), what=weights)
+        return load_state(encoder, lite0_state(encoder), what=weights)
     given = _read(model, located(Path(weights).expanduser()))
     network = getattr(model, WRAPPED.removesuffix("."), model)
     state = network.encoder_state(given.state) if isinstance(network, Converting) else given.state
@@ -262,7 +262,7 @@ def _imagenet(model: SegModel) -> Mapping[str, Tensor]:
     settings = _settings(model.config.model_dump())
     name = settings.get("encoder", settings["name"])
     try:
-        with _quick_when_offline():
+        with quick_when_offline():
             state = model.imagenet_state()
     except Exception as error:  # hub, network, cache and timm's own errors have no common class
         first = (str(error).splitlines() or [""])[0]
@@ -277,7 +277,7 @@ def _imagenet(model: SegModel) -> Mapping[str, Tensor]:
 
 
 @contextmanager
-def _quick_when_offline() -> Iterator[None]:
+def quick_when_offline() -> Iterator[None]:
     """Let the hub's client look into its cache alone when the hub does not answer; else it retries for a minute."""
     before = hub.HF_HUB_OFFLINE
     hub.HF_HUB_OFFLINE = before or not _hub_answers()
@@ -299,8 +299,10 @@ def _hub_answers() -> bool:
     return True
 
 
-def _lite0(encoder: nn.Module) -> dict[str, Tensor]:
+def lite0_state(encoder: nn.Module) -> dict[str, Tensor]:
     """Weights of the package, renamed by their order, which is that of timm's ``tf_efficientnet_lite0``.
+
+    ``WeightsError`` when the package is not installed or ``encoder`` is another network.
 
     The package names layers as another library does (``_blocks.0._depthwise_conv``), but both list them in the order of
     the forward pass; every shape and kind is checked. What follows the last block (1x1 head, classifier) is left out.

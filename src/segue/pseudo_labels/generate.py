@@ -1,8 +1,8 @@
 """Models label the images of a data set: each image is predicted once, by the mean of their probabilities.
 
 Networks are asked as scoring asks them (protocol ``native``), at the size at which the data set's images are read, and
-answer tile by tile. Knobs that matter: ``models`` (several are FDA's multi-band transfer), ``quantile`` and ``cap``
-(:func:`segue.pseudo_labels.thresholds.published`).
+answer tile by tile. Knobs that matter: ``models`` (several are FDA's multi-band transfer) and the rules
+(:mod:`segue.pseudo_labels.judge`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from segue.data.copies import spread
 from segue.data.dataset import Dataset
@@ -25,10 +24,11 @@ from segue.labels import LabelSpace
 from segue.models.base import SegModel
 from segue.models.classify import evaluating
 from segue.pseudo_labelling import PseudoLabelConfig
+from segue.pseudo_labels.judge import Judge, views
 from segue.pseudo_labels.thresholds import published
 from segue.pseudo_labels.write import Writer, require_space
-from segue.scoring.inference import Answer, ask, together
-from segue.scoring.protocols import NATIVE
+from segue.scoring.inference import Answer
+from segue.scoring.protocols import Protocol
 from segue.scoring.reading import ahead
 
 MEASURED = 8
@@ -46,56 +46,51 @@ def generate(
     batch_size: int = 1,
     progress: Callable[[int, int], object] | None = None,
     info: Mapping[str, Any] | None = None,
+    source: Dataset | None = None,
 ) -> dict[str, Any]:
     """Write labels of every image of ``dataset`` into ``folder``; returns what its ``index.json`` holds.
 
-    The index: ``format``, ``data``, ``model_paths``, ``info``'s own keys; ``labels``, ``split``, ``size``, ``models``
-    (hashes of their weights), ``quantile``, ``cap``; by class name ``thresholds``, ``pixels`` (as predicted) and
-    ``pixels_kept``; ``share_kept``; ``images``: id to ``file`` and ``size``. :class:`segue.data.relabelled.Relabelled`
-    reads it. A folder that was begun with the same settings goes on, a finished one is left as it is.
+    ``source``: the labelled images of ``config.trust.source``, where that is set.
 
-    ``UserError`` for models of other classes and for probabilities that are no numbers, and as :class:`Writer`.
+    The index: ``format``, ``data``, ``model_paths``, ``info``'s own keys; ``labels``, ``split``, ``size``, ``models``
+    (hashes of their weights), and the rules as set; by class name ``thresholds``, ``pixels`` (as predicted) and
+    ``pixels_kept``; ``share_kept``; ``images``: id to ``file``, ``size``, mean ``entropy`` and ``confidence``,
+    ``class_count`` (all of the predictions) and share ``kept``. With trust, each image's ``weight`` file, by class name
+    the mean of the labels' ``weights``, and ``source_labels``: what was read of the source and what it told.
+    :class:`segue.data.relabelled.Relabelled` reads it. A folder that was begun with the same settings goes on, a
+    finished one is left as it is.
+
+    ``UserError`` for models of other classes and for probabilities that are no numbers, and as :class:`Writer`;
+    ``DataError`` for source images without label.
     """
     for model in models:
         if model.num_classes != len(labels):
             raise UserError(f"the model has {model.num_classes} classes, label space {labels.name!r} has {len(labels)}")
+    judge, weighted = Judge(labels, config, source), config.trust is not None
     settings = {
         "split": dataset.split,
         "size": dataset.size,
         "models": [fingerprint(model) for model in models],
-        "quantile": config.quantile,
-        "cap": config.cap,
+        **judge.settings(),
     }
     told = {**(info or {}), "data": dataset.name, "model_paths": config.models}
-    with Writer(folder, labels, dataset.ids, settings, told) as writer, ExitStack() as asking:
+    with Writer(folder, labels, dataset.ids, settings, told, weighted) as writer, ExitStack() as asking:
         missing = set(writer.todo)
         todo = [index for index, image_id in enumerate(dataset.ids) if image_id in missing]
-        require_space(folder, _pixels(dataset, todo))
+        require_space(folder, _pixels(dataset, todo), weighted)
         asking.enter_context(torch.inference_mode())
         for model in models:
             asking.enter_context(evaluating(model.to(device)))
+        if writer.predicting:
+            judge.learn(models)
         done = len(dataset) - len(todo)
-        for batch in _predicted(models, dataset, todo, batch_size):
-            for image_id, answer in batch:
-                writer.add(image_id, *decide(answer))
+        for batch in _predicted(models, dataset, todo, batch_size, judge.protocol):
+            for image_id, answers in batch:
+                judge.pass_on(writer, image_id, answers)
             done += len(batch)
             if progress is not None:
                 progress(done, len(dataset))
-        return writer.finish(lambda counted: published(counted, config.quantile, config.cap))
-
-
-def decide(answer: Answer) -> tuple[Any, Tensor]:
-    """(H, W) uint8 array of the most likely train ids of an answer, and the tensor of their probabilities."""
-    device = answer.terms[0].values.device
-    classes = torch.empty(answer.size, dtype=torch.uint8, device=device)
-    confidence = torch.empty(answer.size, device=device)
-    for tile in answer.tiles():
-        best, winner = tile.values.max(0)
-        if not tile.probabilities:
-            best = (tile.values - best).exp_().sum(0).reciprocal_()
-        classes[tile.place] = winner.to(torch.uint8)
-        confidence[tile.place] = best.clamp_(max=1)  # a mean of ones may round above
-    return classes.cpu().numpy(), confidence
+        return writer.finish(lambda counted: published(counted, judge.quantiles, config.cap), judge.learned())
 
 
 def fingerprint(model: SegModel) -> str:
@@ -109,16 +104,14 @@ def fingerprint(model: SegModel) -> str:
 
 
 def _predicted(
-    models: Sequence[SegModel], dataset: Dataset, todo: Sequence[int], batch_size: int
-) -> Iterator[list[tuple[str, Answer]]]:
-    """Images and answers, neighbours of equal size in one forward pass."""
+    models: Sequence[SegModel], dataset: Dataset, todo: Sequence[int], batch_size: int, protocol: Protocol
+) -> Iterator[list[tuple[str, list[Answer]]]]:
+    """Images and the answers to their views, neighbours of equal size in one forward pass."""
     items = ahead(lambda index: (dataset.ids[index], dataset.read_image(index)), todo)
     for (height, width), same in groupby(items, lambda item: item[1].shape[:2]):
         while batch := list(islice(same, batch_size)):
             ids, pictures = zip(*batch, strict=True)
-            asked = [ask(model, pictures, NATIVE, (height, width)) for model in models]
-            answers = [together(own) if len(own) > 1 else own[0] for own in zip(*asked, strict=True)]
-            yield list(zip(ids, answers, strict=True))
+            yield list(zip(ids, views(models, pictures, protocol, (height, width)), strict=True))
 
 
 def _pixels(dataset: Dataset, todo: Sequence[int]) -> int:

@@ -6,10 +6,13 @@ is at most ``cap``; pixels with p below it have no label. The published code sor
 they are counted by a 16-bit code, so memory is constant and counts of shards add up bit for bit.
 
 A code holds the bits of 1 - p as a float16. These order numbers as their values do, so the place in the order is exact
-and only the value is rounded: by 2^-11 of 1 - p, and by less than float32 itself where p is above 1 - 2^-13.
+and only the value is rounded: by 2^-11 of 1 - p, and by less than float32 itself where p is above 1 - 2^-13. The sign
+bit, free in a code, marks pixels that another rule has refused: they count for the thresholds, and get no label.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
@@ -26,6 +29,8 @@ F64 = npt.NDArray[np.float64]
 
 CODES = 0x3C00 + 1
 """Float16 bits of 0 … 1."""
+REFUSED = np.uint16(0x8000)
+"""The bit of a code that is above every limit."""
 
 
 def encode(confidence: npt.ArrayLike | Tensor) -> U16:
@@ -53,19 +58,21 @@ class Histogram:
         """Count pixels by predicted train ids and largest probabilities of equal shape."""
         self.add_codes(classes, encode(confidence))
 
-    def add_codes(self, classes: U8, codes: U16) -> None:
-        """Count pixels; ``ValueError`` for other classes than 0 … C-1 or unequal shapes."""
+    def add_codes(self, classes: U8, codes: U16) -> I64:
+        """Count pixels, refused ones too, and return how many each class has here, (C,).
+
+        ``ValueError`` for other classes than 0 … C-1 or unequal shapes.
+        """
         if classes.shape != codes.shape or classes.max(initial=0) >= self.num_classes:
             raise ValueError(f"{classes.shape} classes below {self.num_classes} and {codes.shape} codes do not fit")
         cells = classes.astype(np.int32)
         cells *= CODES
-        cells += codes
+        cells += codes & ~REFUSED
         # numpy's bincount would first widen every cell to 64 bits
-        self.counts += (
-            torch.bincount(torch.from_numpy(cells.ravel()), minlength=self.counts.size)
-            .numpy()
-            .reshape(self.counts.shape)
-        )
+        counted = torch.bincount(torch.from_numpy(cells.ravel()), minlength=self.counts.size).numpy()
+        counted = counted.reshape(self.counts.shape)
+        self.counts += counted
+        return np.asarray(counted.sum(1))
 
     def __add__(self, other: Histogram) -> Histogram:
         """The counts of both; neither changes."""
@@ -83,15 +90,16 @@ class Histogram:
         return np.asarray((self.counts * places).sum(1))
 
 
-def published(histogram: Histogram, quantile: float, cap: float) -> F64:
-    """(C,) thresholds by FDA's rule; 0 for a class that is never predicted.
+def published(histogram: Histogram, quantile: float | Sequence[float], cap: float) -> F64:
+    """(C,) thresholds by FDA's rule, of one quantile or one for each class; 0 for a class that is never predicted.
 
     Where the published index lies behind the last pixel (n = 1, or a quantile of nearly 1) the last one is taken.
     """
     out = np.zeros(histogram.num_classes)
+    quantiles = np.broadcast_to(quantile, histogram.num_classes).tolist()
     for c, (counts, n) in enumerate(zip(histogram.counts, histogram.pixels().tolist(), strict=True)):
         if n:
-            above = n - 1 - min(round(quantile * n), n - 1)
+            above = n - 1 - min(round(quantiles[c] * n), n - 1)
             out[c] = decode(np.searchsorted(np.cumsum(counts), above, side="right"))
     return np.asarray(np.minimum(out, cap))
 

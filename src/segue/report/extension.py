@@ -11,7 +11,7 @@ from markupsafe import Markup
 from segue.report import charts
 from segue.report.annotation import COLORS
 from segue.report.read import Run, Stage, number
-from segue.report.tables import MAX_ROWS
+from segue.report.tables import MAX_ROWS, count
 from segue.scoring.ledger import Chain, Ledger, Scored, ledger, title
 
 MAX_COLUMNS = 48
@@ -90,16 +90,11 @@ def _row(stage: Stage, one: Scored, columns: tuple[str, ...]) -> dict[str, Any]:
         "step": "all" if one.step is None else str(one.step),
         "method": one.method,
         "taught": ", ".join(map(str, taught)) if isinstance(taught, list) else "",
-        "images": _whole(given.get("images")),
+        "images": count(given.get("images")),
         "stored": 1e-6 * number(given.get("stored_bytes")),
-        "old_data": f"{_whole(given.get('old_images'))} images" if given.get("old_data") is True else "no",
+        "old_data": f"{count(given.get('old_images'))} images" if given.get("old_data") is True else "no",
         "scores": [100 * one.miou.get(name, math.nan) for name in columns],
     }
-
-
-def _whole(value: Any) -> str:
-    n = number(value)
-    return "–" if math.isnan(n) else str(int(n))
 
 
 def _long(found: Ledger) -> list[Chain]:

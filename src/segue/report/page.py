@@ -18,6 +18,7 @@ from markupsafe import Markup
 from segue.report import charts, tables
 from segue.report.annotation import annotation
 from segue.report.extension import extension
+from segue.report.following import following
 from segue.report.pictures import Album, Column, Row
 from segue.report.read import ROLES, Run, Stage, number
 from segue.report.tables import ROLE_COLORS, ROLE_NAMES, Compared
@@ -92,6 +93,7 @@ def _context(run: Run, shown: Run, verdict: Verdict) -> dict[str, Any]:
         "losses": [(c.stage.name, *loss) for c in compared for loss in _losses(c.stage)],
         "annotation": annotation(shown),
         "extension": extension(shown),
+        "following": following(shown),
         "health": [h | {"chart": _kept(h)} for h in health],
         "watched": [
             w | {"charts": _watched(w)} for s in shown.stages[: tables.MAX_COMPARED] if (w := tables.watched(s))

@@ -25,6 +25,7 @@ class Evaluation:
 
     miou: float
     accuracy: float
+    mean_accuracy: float
     iou: dict[str, float]
     num_images: int
     protocol: str
@@ -160,6 +161,7 @@ def _evaluation(data: Mapping[str, Any]) -> Evaluation:
     return Evaluation(
         miou=number(data.get("miou")),
         accuracy=number(data.get("accuracy")),
+        mean_accuracy=number(data.get("mean_accuracy")),
         iou=_numbers(data.get("iou")),
         num_images=0 if math.isnan(images) else int(images),
         protocol=str(data.get("protocol") or "unknown"),

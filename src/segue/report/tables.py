@@ -94,11 +94,11 @@ def stage_rows(run: Run) -> tuple[list[str], list[dict[str, Any]]]:
                 "role": roles.get(stage.name, ""),
                 "method": stage.method,
                 "labelled": _labelled(info.get("pseudo_labels")),
-                "iterations": _count(info.get("iterations")),
+                "iterations": count(info.get("iterations")),
                 "start": _start(info),
                 "status": str(info.get("status") or "unknown"),
                 "checkpoint": str(info.get("checkpoint") or "last"),
-                "parameters": _millions(info.get("parameters")),
+                "parameters": millions(info.get("parameters")),
                 "cpu": duration(info.get("cpu_s")),
                 "scores": [_percent(stage.evaluations[s].miou) if s in stage.evaluations else None for s in sets],
             }
@@ -211,11 +211,13 @@ def _percent(value: float) -> float | None:
     return None if math.isnan(value) else 100 * value
 
 
-def _count(value: Any) -> str:
+def count(value: Any) -> str:
+    """A whole number with spaces between thousands; a dash when unknown."""
     n = number(value)
     return "–" if math.isnan(n) else f"{n:,.0f}".replace(",", "\N{NARROW NO-BREAK SPACE}")
 
 
-def _millions(value: Any) -> str:
+def millions(value: Any) -> str:
+    """Parameters for people: ``1.20 M``; a dash when unknown."""
     n = number(value)
     return "–" if math.isnan(n) else f"{n / 1e6:.2f} M"

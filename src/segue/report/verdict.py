@@ -86,10 +86,10 @@ def unfinished(run: Run) -> str:
     return "" if states[0] == "finished" or run.info.get("finished") else "Not finished:"
 
 
-def gain_of(run: Run, a: Stage, b: Stage) -> Interval | None:
-    """Paired bootstrap of mIoU(b) - mIoU(a) on the target; None when the per-image scores are not there."""
+def gain_of(data: str | None, a: Stage, b: Stage) -> Interval | None:
+    """Paired bootstrap of mIoU(b) - mIoU(a) on a data set; None when the per-image scores are not there."""
     try:
-        first, second = (read_per_image(s.folder / per_image_file(run.target or "")) for s in (a, b))
+        first, second = (read_per_image(s.folder / per_image_file(data or "")) for s in (a, b))
         return paired_interval(first, second)
     except (UserError, ValueError):
         return None
@@ -97,7 +97,7 @@ def gain_of(run: Run, a: Stage, b: Stage) -> Interval | None:
 
 def _adaptation(run: Run, source: Stage, adapted: Stage, supervised: Stage | None, seeds: dict[str, Run]) -> Verdict:
     before, after = run.score(source), run.score(adapted)
-    gain = gain_of(run, source, adapted)
+    gain = gain_of(run.target, source, adapted)
     gains = _seed_gains(seeds)
     change = after - before
     tone = _tone(change, gain, gains)

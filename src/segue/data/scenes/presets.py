@@ -1,14 +1,15 @@
-"""The two domains with a name, ``game`` (a source) and ``city`` (a target), and domains drawn at random."""
+"""The two domains with a name, ``game`` (a source) and ``city`` (a target), those between, and random ones."""
 
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Any
 
 import numpy as np
 
 from segue.data.scenes.build import Rgb
-from segue.data.scenes.domains import Camera, Colours, Domain, Layout, Light, Palette, Texture, Weather, blend
+from segue.data.scenes.domains import Camera, Colours, Domain, Layout, Light, Palette, Texture, Weather, blend, drift
 
 
 def hexes(text: str) -> Colours:
@@ -243,6 +244,8 @@ CITY_CAMERA = Camera(
 CITY = Domain(CITY_PALETTE, CITY_TEXTURE, CITY_LAYOUT, CITY_LIGHT, CITY_WEATHER, CITY_CAMERA)
 
 PRESETS: dict[str, Domain] = {"game": GAME, "city": CITY}
+NAMES = (*PRESETS, "random-SEED", "A-B-SHARE")
+"""What a domain can be called; of the last one ``game-city-0.30`` is an example."""
 
 
 def random_domain(seed: int) -> Domain:
@@ -298,10 +301,12 @@ def random_domain(seed: int) -> Domain:
 
 
 def domain(name: str) -> Domain:
-    """The preset called `name`, or ``random-<seed>``."""
+    """The preset called `name`, ``random-<seed>``, or ``A-B-SHARE``: that share (0..1) of the way from A to B."""
     if name in PRESETS:
         return PRESETS[name]
-    head, _, tail = name.partition("-")
-    if head == "random" and tail.isdecimal():
-        return random_domain(int(tail))
-    raise ValueError(f"unknown domain {name!r}: expected one of {', '.join(PRESETS)} or random-<seed>")
+    if found := re.fullmatch(r"random-(\d+)", name, re.ASCII):
+        return random_domain(int(found[1]))
+    one = rf"{'|'.join(PRESETS)}|random-\d+"
+    if found := re.fullmatch(rf"({one})-({one})-(0(?:\.\d+)?|1(?:\.0+)?)", name, re.ASCII):
+        return drift(domain(found[1]), domain(found[2]), float(found[3]))
+    raise ValueError(f"unknown domain {name!r}: expected one of {', '.join(NAMES)}")

@@ -65,6 +65,7 @@ class EWC(Method):
     ) -> None:
         super().__init__(config, model, labels, references)
         trained = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+        self.names = frozenset(trained)
         self.gathered = _PerParameter({name: torch.ones_like(p) for name, p in trained.items()})
         self.importance = _PerParameter({name: torch.zeros_like(p) for name, p in trained.items()})
         self.start = _PerParameter({name: p.clone() for name, p in trained.items()})
@@ -121,4 +122,4 @@ class EWC(Method):
         return sum(f.numel() * f.element_size() for f in self.gathered)
 
     def _trained(self) -> list[nn.Parameter]:
-        return [p for p in self.model.parameters() if p.requires_grad]
+        return [p for name, p in self.model.named_parameters() if name in self.names]

@@ -39,7 +39,8 @@ def trees(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def finished(folder: Path) -> list[str]:
-    stages = [read_json(path) for path in sorted(folder.glob("stages/*/stage.json"))]
+    files = sorted(folder.glob("stages/*/stage.json"), key=lambda path: int(path.parent.name.partition("_")[0]))
+    stages = [read_json(path) for path in files]
     assert stages and all(stage["status"] == "finished" for stage in stages)
     followed = [stage for stage in stages if stage.get("follow")]
     assert followed and all(stage["follow"]["images"] for stage in followed)

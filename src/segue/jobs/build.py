@@ -82,11 +82,13 @@ def space_of(recipe: Recipe) -> LabelSpace:
 
 
 def model_config(recipe: Recipe, stage: StageConfig) -> dict[str, Any]:
-    """Settings of a stage's model, checked against its class."""
+    """Settings of a stage's model, checked against its class; a wrapper without a ``base`` is one of the recipe's."""
     data = merge_named(recipe.model, stage.model)
     if "name" not in data:
         raise ConfigError(f"model needs a name (known: {', '.join(MODELS.names())})")
     cls = MODELS.get(data["name"])
+    if "base" in cls.Config.model_fields and data["name"] != recipe.model.get("name"):
+        data = {"base": recipe.model, **data}
     try:
         cls.Config.model_validate(data)
     except ValidationError as error:

@@ -245,14 +245,13 @@ def blank_anchor(model: SegModel, labels: LabelSpace) -> Anchor:
     layer = style_layer(model)
     output, styles = _seen(model, layer, [np.zeros((64, 64, 3), np.uint8)])
     classes, channels = len(labels), output.embedding.shape[1]
-    mean = torch.zeros(classes, channels)
     return Anchor(
         classes=labels.classes,
         count=torch.ones(classes, dtype=torch.int64),
-        mean=mean,
-        factor=mean.unsqueeze(2),
-        diagonal=torch.ones_like(mean),
-        prototypes=mean.unsqueeze(1),
+        mean=torch.zeros(classes, channels),
+        factor=torch.zeros(classes, channels, 1),
+        diagonal=torch.ones(classes, channels),
+        prototypes=torch.zeros(classes, 1, channels),
         style=Style(styles[0], torch.ones_like(styles[0]), torch.tensor(1.0)),
         layer=layer,
         images=0,

@@ -60,7 +60,7 @@ def record(job: Job, stage: StageConfig, model: SegModel) -> dict[str, Any] | No
         "source": given.scored_source or (scored[1] if len(scored) > 1 else None),
         "before": stage.start,
         "from": _scored_as(job, began_with(job, stage)),
-        "source_data": _source_data(job, stage),
+        "source_data": _source_data(job, stage, model),
         "layers": None if given.layers is None else read_layers(folder, given.bucket)["layers"],
         "trained": [sum(p.numel() for p in model.parameters() if p.requires_grad or every) for every in (False, True)],
     }
@@ -98,10 +98,12 @@ def _choose_layers(job: Job, stage: StageConfig) -> None:
     write_json(layers_file(group_folder(job.folder, stage), stage.follow.bucket), found)
 
 
-def _source_data(job: Job, stage: StageConfig) -> str:
-    """What of the source the stage looked at, in words."""
+def _source_data(job: Job, stage: StageConfig, model: SegModel) -> str:
+    """What of the source the stage knew beside the weights, in words."""
     assert stage.follow is not None
     used = []
+    if model.anchor is not None:
+        used.append(f"the model's anchor, statistics of {model.anchor.images} labelled images")
     if stage.follow.rank.by == GAP or stage.follow.layers is not None:
         assert stage.follow.source is not None
         most = len(job.dataset(stage.follow.source, stage.name))

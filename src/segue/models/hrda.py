@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -31,22 +31,19 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from segue.errors import UserError
-from segue.models.base import MODELS, Head, ModelConfig, Output, ParamGroup, SegModel
+from segue.models.base import MODELS, Head, Output, ParamGroup, SegModel
 from segue.models.blocks import ConvNorm
-from segue.models.build import validate
 from segue.models.segformer import LevelDecoder
-from segue.models.weights import Converting
+from segue.models.wrapped import Wrapped, WrappedConfig
 from segue.ops.resize import bilinear
 from segue.ops.sliding import slide
 
 Window = tuple[int, int, int, int]
-OUTER = frozenset(ModelConfig.model_fields) - {"name"}
-"""Settings that the wrapper has for both."""
 PROBE_PX = 64
 
 
-class HRDAConfig(ModelConfig):
-    """Settings of ``hrda``; ``weights``, ``freeze``, ``norm`` and ``head_lr_factor`` are about the base too."""
+class HRDAConfig(WrappedConfig):
+    """Settings of ``hrda``."""
 
     base: dict[str, Any] = Field(default_factory=lambda: {"name": "daformer"}, validate_default=True)
     """Settings of the network that is wrapped, as those of ``model`` without a wrapper (the paper: DAFormer, b5)."""
@@ -69,15 +66,10 @@ class HRDAConfig(ModelConfig):
 
     @field_validator("base")
     @classmethod
-    def _known_base(cls, base: dict[str, Any]) -> dict[str, Any]:
-        if outer := sorted(OUTER & set(base)):
-            raise ValueError(f"model.base.{outer[0]}: set model.{outer[0]}, it is for the whole network")
-        if base.get("name") == "hrda":
+    def _another_base(cls, base: dict[str, Any]) -> dict[str, Any]:
+        if base["name"] == "hrda":
             raise ValueError("model.base.name: hrda cannot wrap itself")
-        try:
-            return validate(base, "model.base").model_dump(exclude=set(OUTER))
-        except UserError as error:  # told together with the other faults
-            raise ValueError(str(error)) from error
+        return base
 
     @field_validator("context_scale")
     @classmethod
@@ -109,32 +101,26 @@ class Attention(nn.Module):
 
 
 @MODELS.register("hrda")
-class HRDA(SegModel):
+class HRDA(Wrapped):
     """HRDA around any network with logits on a grid of its own and encoder maps."""
 
     Config = HRDAConfig
     config: HRDAConfig
-    encoder_prefix = "base.encoder."
-    fixed_size_graph = True
+    wrappable = True
 
     def __init__(self, config: HRDAConfig, num_classes: int) -> None:
-        settings = validate({**config.base, "head_lr_factor": config.head_lr_factor}, "model.base")
-        base = MODELS.get(settings.name)(settings, num_classes)
-        super().__init__(config, num_classes, base.mean.flatten().tolist(), base.std.flatten().tolist())
-        # What reaches the base is normalised already.
-        base.register_buffer("mean", torch.zeros_like(base.mean), persistent=False)
-        base.register_buffer("std", torch.ones_like(base.std), persistent=False)
-        self.base = base
-        self.encoder_prefix = f"base.{base.encoder_prefix}"
+        super().__init__(config, num_classes)
         self.ratio = round(1 / config.context_scale)
-        self.multiple = base.multiple * self.ratio
+        self.multiple *= self.ratio
+        self.fixed_size_graph = True
+        self.align_corners = False
         if any(side < self.multiple or side % self.multiple for side in config.window_px):
             fitting = [max(1, round(side / self.multiple)) * self.multiple for side in config.window_px]
             raise UserError(
                 f"model.window_px: sides must be multiples of {self.multiple} with this base and context_scale, "
                 f"{list(config.window_px)} is not: use {fitting}"
             )
-        outline = _outline(base)
+        outline = _outline(self.base)
         self.attention: Attention | None = None
         if config.attention != "fixed":
             outputs = num_classes if config.attention == "classwise" else 1
@@ -174,20 +160,10 @@ class HRDA(SegModel):
 
     def classifiers(self) -> dict[str, nn.Module]:
         """Those of the base, and the attention's when it has an output for each class, which makes no logits."""
-        found = {f"base.{path}": module for path, module in self.base.classifiers().items()}
+        found = super().classifiers()
         if self.attention is not None and self.config.attention == "classwise":
             found["attention.classifier"] = self.attention.classifier
         return found
-
-    def imagenet_state(self) -> Mapping[str, Tensor] | None:
-        """That of the base."""
-        state = self.base.imagenet_state()
-        self.notes = self.base.notes
-        return state
-
-    def encoder_state(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """That of the base."""
-        return self.base.encoder_state(state) if isinstance(self.base, Converting) else state
 
     def param_groups(self) -> list[ParamGroup]:
         """Those of the base, which may have several for its encoder; the attention belongs to the head."""
@@ -198,23 +174,6 @@ class HRDA(SegModel):
                 others = groups[name].params if name in groups else []
                 groups[name] = ParamGroup(name, others + own, self.config.head_lr_factor, decay)
         return list(groups.values())
-
-    def deployed(self) -> HRDA:
-        """See :class:`SegModel`; what serves training only is the base's."""
-        model = super().deployed()
-        assert isinstance(model, HRDA)
-        model.base = model.base.deployed()
-        return model
-
-    def layout(self) -> dict[str, Any]:
-        """See :class:`SegModel`; what the base lacks is under ``base``."""
-        inner = self.base.layout()
-        return super().layout() | ({"base": inner} if inner else {})
-
-    def apply_layout(self, layout: Mapping[str, Any]) -> None:
-        """See :class:`SegModel`."""
-        self.base.apply_layout(layout.get("base", {}))
-        super().apply_layout(layout)
 
     def _widen(self, added: int, init: str, generator: torch.Generator | None) -> None:
         super()._widen(added, init, generator)

@@ -6,7 +6,7 @@ A wrapper starts from a stored model of its own kind, or from one of the base's 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field, field_validator
@@ -33,9 +33,11 @@ class WrappedConfig(ModelConfig):
         if outer := sorted(OUTER & set(base)):
             raise ValueError(f"model.base.{outer[0]}: set model.{outer[0]}, it is for the whole network")
         try:
-            if issubclass(MODELS.get(str(base.get("name"))), Wrapped):
-                raise ValueError(f"model.base.name: {base['name']} is a wrapper and cannot be wrapped")
-            return validate(base, "model.base").model_dump(exclude=set(OUTER))
+            settings = validate(base, "model.base")
+            inner = MODELS.get(settings.name)
+            if issubclass(inner, Wrapped) and not inner.wrappable:
+                raise ValueError(f"model.base.name: {settings.name} is a wrapper and cannot be wrapped")
+            return settings.model_dump(exclude=set(OUTER))
         except UserError as error:  # told together with the other faults
             raise ValueError(str(error)) from error
 
@@ -46,6 +48,8 @@ class Wrapped(SegModel):
     Config = WrappedConfig
     config: WrappedConfig
     encoder_prefix = "base.encoder."
+    wrappable: ClassVar[bool] = False
+    """Whether other wrappers may go around it."""
 
     def __init__(self, config: WrappedConfig, num_classes: int) -> None:
         settings = validate({**config.base, "head_lr_factor": config.head_lr_factor}, "model.base")

@@ -39,7 +39,7 @@ def following(run: Run) -> dict[str, Any] | None:
         "rows": rows[:MAX_ROWS],
         "sums": [_sums(stages, stream) for stream in streams],
         "compared": [(row.name, [100 * score for score in row.scores]) for row in found.compared[:MAX_ROWS]],
-        "charts": _charts([stream for stream in found.told if len(stream.rows) > 1][: len(COLORS)]),
+        "charts": _charts(_drawn(run, [stream for stream in found.told if len(stream.rows) > 1])),
     }
 
 
@@ -97,6 +97,13 @@ def _interval(stages: Mapping[str, Stage], stream: Stream, data: str) -> str:
     if found is None or math.isnan(found.low):
         return ""
     return f"{points(found.low, sign=True)} to {points(found.high, sign=True)}"
+
+
+def _drawn(run: Run, streams: list[Stream]) -> list[Stream]:
+    """As many streams as there are colours, that of the run's adapted stage always among them."""
+    main = run.main.name if run.main else ""
+    chosen = sorted(streams, key=lambda stream: all(one.name != main for one in stream.rows))[: len(COLORS)]
+    return [stream for stream in streams if stream in chosen]
 
 
 def _charts(streams: list[Stream]) -> list[tuple[str, Markup]]:

@@ -218,6 +218,6 @@ def count(value: Any) -> str:
 
 
 def millions(value: Any) -> str:
-    """Parameters for people: ``1.20 M``; a dash when unknown."""
+    """Parameters for people: ``1.20 M``, ``3.1 k``; a dash when unknown."""
     n = number(value)
-    return "–" if math.isnan(n) else f"{n / 1e6:.2f} M"
+    return "–" if math.isnan(n) else f"{n / 1e3:.1f} k" if n < 1e5 else f"{n / 1e6:.2f} M"

@@ -45,6 +45,9 @@ bench: install
 	$(BIN)/python benchmarks/task_scores.py
 	$(BIN)/python benchmarks/closed_form.py
 	$(BIN)/python benchmarks/gap.py
+	$(BIN)/python benchmarks/drift.py
+	$(BIN)/python benchmarks/trust.py
+	$(BIN)/python benchmarks/follow_step.py
 
 lint: install
 	$(BIN)/ruff check .

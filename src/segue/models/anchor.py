@@ -254,7 +254,7 @@ def blank_anchor(model: SegModel, labels: LabelSpace) -> Anchor:
         prototypes=torch.zeros(classes, 1, channels),
         style=Style(styles[0], torch.ones_like(styles[0]), torch.tensor(1.0)),
         layer=layer,
-        images=0,
+        images=1,  # it counts as known
     )
 
 

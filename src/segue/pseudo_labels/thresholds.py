@@ -59,7 +59,7 @@ class Histogram:
         self.add_codes(classes, encode(confidence))
 
     def add_codes(self, classes: U8, codes: U16) -> I64:
-        """Count pixels, refused ones too, and return how many each class has here, (C,).
+        """Count pixels by codes without ``REFUSED``, and return how many each class has here, (C,).
 
         ``ValueError`` for other classes than 0 … C-1 or unequal shapes.
         """
@@ -67,7 +67,7 @@ class Histogram:
             raise ValueError(f"{classes.shape} classes below {self.num_classes} and {codes.shape} codes do not fit")
         cells = classes.astype(np.int32)
         cells *= CODES
-        cells += codes & ~REFUSED
+        cells += codes
         # numpy's bincount would first widen every cell to 64 bits
         counted = torch.bincount(torch.from_numpy(cells.ravel()), minlength=self.counts.size).numpy()
         counted = counted.reshape(self.counts.shape)

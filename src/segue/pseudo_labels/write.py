@@ -144,7 +144,7 @@ class Writer:
             codes = encode(confidence)
         except UserError as error:
             raise UserError(f"image {image_id!r}: {error}") from error
-        mean = float(torch.as_tensor(confidence).mean(dtype=torch.float64))
+        mean = float(torch.as_tensor(confidence).mean())
         first = _First(classes, codes if refused is None else codes | REFUSED * refused, weight, entropy, mean)
         class_count = self._count(first)
         with self._told(), replacing(self._first(image_id)) as temporary, temporary.open("wb") as file:
@@ -216,10 +216,11 @@ class Writer:
 
     def _count(self, first: _First) -> int:
         """Add the pixels to the counts; how many classes there are."""
-        refused = first.codes >= REFUSED
-        if refused.any():
-            self._refused.add_codes(first.classes[refused], first.codes[refused])
-        return int(np.count_nonzero(self.histogram.add_codes(first.classes, first.codes)))
+        codes = first.codes
+        if codes.max(initial=0) >= REFUSED:
+            refused, codes = codes >= REFUSED, codes & ~REFUSED
+            self._refused.add_codes(first.classes[refused], codes[refused])
+        return int(np.count_nonzero(self.histogram.add_codes(first.classes, codes)))
 
     def _have(self, image_id: str, first: _First, class_count: int) -> None:
         self._left.remove(image_id)

@@ -22,7 +22,7 @@ from segue.gap.ranges import measure
 from segue.gap.reading import images_of
 from segue.hardware import launch
 from segue.jobs import stages, stream
-from segue.jobs.build import build_streams
+from segue.jobs.build import build_streams, model_config
 from segue.jobs.checks import prepare
 from segue.jobs.run import run
 from segue.pseudo_labels.write import Writer
@@ -222,3 +222,13 @@ def test_the_source_is_kept_by_its_anchor_and_a_reservoir(scene_data: Path, tmp_
         assert own.any()
         torch.testing.assert_close(followed(images[own]).logits, source(images[own]).logits, rtol=0, atol=0)
     assert len(labels) == 19
+
+
+def test_a_wrapper_without_a_base_is_one_of_the_recipes_network(scene_data: Path) -> None:
+    given_recipe = given(scene_data)
+    given_recipe["model"] = {"name": "bisenet", "width": 0.125, "weights": None, "head_lr_factor": 3.0}
+    given_recipe["stages"][1]["model"] = {"name": "reservoir", "slots": 3}
+    found = recipes.load(given_recipe)
+    config = model_config(found, found.stages[1])
+    assert config["base"] == {"name": "bisenet", "width": 0.125}
+    assert (config["slots"], config["head_lr_factor"]) == (3, 3.0)

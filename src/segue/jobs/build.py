@@ -28,6 +28,7 @@ from segue.methods.parts.base import part_configs
 from segue.models.anchor import blank_anchor
 from segue.models.base import MODELS, SegModel
 from segue.models.build import build_model
+from segue.models.wrapped import OUTER
 from segue.ops.keys import generator, seed_of
 from segue.recipes import ConfigError
 from segue.scoring.names import folder_of
@@ -88,7 +89,8 @@ def model_config(recipe: Recipe, stage: StageConfig) -> dict[str, Any]:
         raise ConfigError(f"model needs a name (known: {', '.join(MODELS.names())})")
     cls = MODELS.get(data["name"])
     if "base" in cls.Config.model_fields and data["name"] != recipe.model.get("name"):
-        data = {"base": recipe.model, **data}
+        shared = {key: value for key, value in recipe.model.items() if key in OUTER}
+        data = {**shared, "base": {k: v for k, v in recipe.model.items() if k not in OUTER}, **data}
     try:
         cls.Config.model_validate(data)
     except ValidationError as error:

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from segue.labels import IGNORE, U8
-from segue.pseudo_labels.thresholds import CODES, F64, I64, REFUSED, U16
+from segue.pseudo_labels.thresholds import CODES, F64, I64, U16
 
 OCTAVES = 14
 """Confidences above 1 - 2^-13 are alike."""
@@ -38,7 +38,7 @@ def agreement(classes: U8, views: Sequence[U8]) -> U8:
 
 def octaves(codes: U16) -> U16:
     """0 … OCTAVES - 1: how often 1 - p can be doubled within 0 … 1, of confidences p as codes of any shape."""
-    return np.asarray(np.minimum((CODES - 1 - (codes & ~REFUSED)) >> _BITS, OCTAVES - 1), np.uint16)
+    return np.asarray(np.minimum((CODES - 1 - codes) >> _BITS, OCTAVES - 1), np.uint16)
 
 
 class Trust:

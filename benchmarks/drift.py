@@ -42,7 +42,7 @@ BATCH = 10
 TRAIN_ITERATIONS = 200
 NETWORKS = {"random": "timm:resnet18@random", "imagenet": "timm:tf_efficientnet_lite0@lite0-package", "trained": ""}
 LAYERS = {"random": ["layer[1-4]\\.1"]}
-"""Of an untrained ResNet these blocks repeat those before them: their last normalisation starts at 0."""
+"""The last block of each stage."""
 LEVELS, PER_LEVEL, SEEDS = 11, 40, 3
 REFERENCE, POOL, CALIBRATION, STREAM, CHOICE = 200, 800, 200, 500, 2
 STILL, MORE, DRIFTING = 200, 2000, 50

@@ -229,7 +229,7 @@ def by_one_pass(answer: Answer) -> tuple[Any, float, float]:
     """Ours."""
     found = whole(answer)
     label = found.winner.masked_fill_(found.entropy > ENTROPY_MAX, 255).numpy()
-    return label, float(found.entropy.mean(dtype=torch.float64)), float(found.confidence.mean(dtype=torch.float64))
+    return label, float(found.entropy.mean()), float(found.confidence.mean())
 
 
 def decision(pairs: int) -> int:

@@ -108,19 +108,21 @@ def load_model(path: Path) -> tuple[SegModel, LabelSpace, dict[str, Any]]:
     return model, labels, info
 
 
-def load_into(model: SegModel, folder: Path, *, wrapped: bool = False) -> None:
+def load_into(model: SegModel, folder: Path, *, wrapper: SegModel | None = None) -> None:
     """Load model.safetensors strictly; ``CheckpointError`` says which entries do not fit.
 
-    ``wrapped``: the model is the base of a wrapper, which normalises for it.
+    ``wrapper``: what normalises for ``model``, which is its base.
     """
     path = folder / "model.safetensors"
     try:
         tensors = load_file(str(path))
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"cannot read {path}: {error}; restore it from a copy, or train it again") from error
-    tensors = without_normalisation(tensors) if wrapped else tensors
-    check_fit(model, tensors, str(path))
-    model.load_state_dict(tensors)
+    inner = without_normalisation(tensors) if wrapper is not None else tensors
+    check_fit(model, inner, str(path))
+    model.load_state_dict(inner)
+    if wrapper is not None:
+        wrapper.load_state_dict({n: v for n, v in tensors.items() if n in NORMALISATION}, strict=False)
 
 
 def without_normalisation(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -173,7 +175,7 @@ def start_from(model: SegModel, labels: LabelSpace, path: Path) -> None:
             f"{labels.name!r} ({len(labels)} classes); they differ in {', '.join(other[:6]) or 'the order of classes'}"
         )
     taker = taker_of(model, info.get("model", {}).get("name"))
-    load_into(taker, folder, wrapped=taker is not model)
+    load_into(taker, folder, wrapper=None if taker is model else model)
     model.adopt(read_anchor(folder))
     model.notes = tuple(dict.fromkeys((*model.notes, *info.get("notes", ()))))
 

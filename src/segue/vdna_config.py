@@ -82,13 +82,13 @@ class _Places:
         return None if found is None else (found / Path(text).expanduser()).as_posix()
 
     def need(self, key: str, text: str | None, also: str = "") -> str:
-        found = None if text is None else self.find(text)
-        if found is not None and text is not None:
+        found = self.find(text) if text else None
+        if found is not None and text:
             if Path(found) != Path(text):
                 self.notes.append(f"{key}: {found}")
             return found
         told = f"{key} is not given"
-        if text is not None:
+        if text:
             looked = ", ".join(str(base.absolute()) for base in self.bases)
             told = f"{key} is {text}, which is not there (looked from {looked})"
         told += f"; add {key}=PATH{also}"

@@ -53,7 +53,7 @@ def test_a_stored_fingerprint_is_of_one_size_and_preparation(sides: list[object]
     said(*sides, *NETWORK, "--save", tmp_path / "a.npz", "--bins", 20)
     other = [tmp_path / "a.npz", *sides[1:2], *sides[4:], *NETWORK]
     for changed in (["--size", "32x48"], ["--square"]):
-        refused(segue("gap", *other, *changed), "measure its own")
+        refused(segue("gap", *other, *changed), "store it again")
 
 
 def test_names_are_escaped_in_the_page(scene_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,3 +127,28 @@ def test_stored_fingerprints_have_no_images(sides: list[object], tmp_path: Path)
     )
     (tmp_path / "b.npz").write_bytes(b"PK")
     refused(segue("gap", tmp_path / "a.npz", tmp_path / "b.npz"), "b.npz")
+    refused(segue("gap", tmp_path / "a.npz", tmp_path / "gone.npz"), "no fingerprint", "gone.npz")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--distance", "nfd"], ["nfd compares normal forms"]),
+        (["--layers", "layer1.0", "--square"], ["store it again"]),
+        (["--classes"], ["no images"]),
+    ],
+)
+def test_what_a_stored_fingerprint_cannot_do_is_told_before_images_are_read(
+    arguments: list[str], words: list[str], sides: list[object], trained: Path, tmp_path: Path
+) -> None:
+    said(*sides, *NETWORK, "--save", tmp_path / "a.npz", "--bins", 20)
+    network = ["--network", trained, "--device", "cpu"] if "--classes" in arguments else NETWORK
+    found = segue("gap", tmp_path / "a.npz", *sides[1:2], *sides[4:], *network, *arguments)
+    refused(found, *words)
+    assert "looking at" not in found.err
+
+
+def test_a_home_folder_in_quotes(scene_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "pictures").symlink_to(scene_data / "city/leftImg8bit/val")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert "(6 images)" in said("~/pictures", "~/pictures/**/*.png", *NETWORK, "--distance", "nfd").splitlines()[1]

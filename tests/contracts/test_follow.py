@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from helpers.fingerprint import fingerprint
 from helpers.recipes import recipe
 from segue import checkpoint, engine, files, recipes, runs
 from segue.data.buckets import EqualCount, make_buckets
+from segue.data.view import View
 from segue.errors import UserError
 from segue.gap.distances import image_distances
 from segue.gap.fingerprint import count
@@ -21,10 +23,11 @@ from segue.gap.networks import extractor_of
 from segue.gap.ranges import measure
 from segue.gap.reading import images_of
 from segue.hardware import launch
-from segue.jobs import stages, stream
-from segue.jobs.build import build_streams, model_config
+from segue.jobs import follow, stages, stream
+from segue.jobs.build import build_method, build_streams, model_config
 from segue.jobs.checks import prepare
 from segue.jobs.run import run
+from segue.models.anchor import blank_anchor
 from segue.pseudo_labels.write import Writer
 
 BUCKETS = 2
@@ -106,7 +109,11 @@ POINTS: dict[str, tuple[object, str, int]] = {
 }
 
 
-@pytest.mark.parametrize("point", POINTS)
+OFTEN = ("while the stream is measured", "in the first bucket", "while the second bucket is labelled")
+"""The others cost as much and are tried by ``make slow``."""
+
+
+@pytest.mark.parametrize("point", [p if p in OFTEN else pytest.param(p, marks=pytest.mark.slow) for p in POINTS])
 def test_a_killed_stream_resumes_to_the_same_bytes(
     point: str, whole: Path, scene_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -129,7 +136,10 @@ def test_a_killed_stream_resumes_to_the_same_bytes(
     assert fingerprint(tmp_path / "killed") == fingerprint(whole)
 
 
-def test_a_line_that_was_cut_is_measured_again(whole: Path, scene_data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", [lambda b: b[:-7], lambda b: b.replace(b"id", b"\xff", 1).replace(b"gap", b"", 2)])
+def test_lines_that_are_damaged_are_measured_again(
+    damage: Callable[[bytes], bytes], whole: Path, scene_data: Path, tmp_path: Path
+) -> None:
     recipe_of = recipes.load(given(scene_data))
     folder = tmp_path / "run"
     with pytest.MonkeyPatch.context() as patch:
@@ -137,7 +147,7 @@ def test_a_line_that_was_cut_is_measured_again(whole: Path, scene_data: Path, tm
         with pytest.raises(Kill):
             run(recipe_of, folder, device="cpu")
     path = folder / "follow/follow" / stream.MEASURES
-    path.write_bytes(path.read_bytes()[:-7])
+    path.write_bytes(damage(path.read_bytes()))
     run(recipe_of, folder, resume=True, device="cpu")
     assert fingerprint(folder) == fingerprint(whole)
 
@@ -162,6 +172,13 @@ def test_order_filters_and_ranking_files(scene_data: Path, tmp_path: Path) -> No
     assert not (out / "follow/follow" / stream.MEASURES).exists(), "nothing had to be measured"
     told = files.read_json(out / "follow/follow/buckets.json")["left_out"]
     assert told["for validation"] == 1
+
+
+def test_an_image_of_a_bucket_that_is_gone_is_told(whole: Path, scene_data: Path) -> None:
+    job = prepare(recipes.load(given(scene_data)), whole, launch("cpu"))
+    job.datasets["city:train"] = View(job.dataset("city:train", ""), [0, 1])
+    with pytest.raises(UserError, match="of 3 images of a bucket are there no more, the first is"):
+        build_streams(job, job.recipe.stages[1])
 
 
 FAULTS: dict[str, tuple[dict[str, Any], str]] = {
@@ -201,6 +218,31 @@ def test_layers_are_chosen_by_their_gap(scene_data: Path, tmp_path: Path) -> Non
     assert 0 < trained < everything
 
 
+def test_chosen_layers_of_a_wrapped_network(scene_data: Path, tmp_path: Path) -> None:
+    given_recipe = given(scene_data, rank="stream", layers={"deviations": 0.5})
+    given_recipe["stages"][0]["anchor"] = {}
+    given_recipe["stages"][1] |= {"rounds": 1, "model": {"name": "reservoir"}}
+    run(recipes.load(given_recipe), tmp_path, device="cpu")
+    chosen = tuple(f"base.{name}." for name in runs.read(tmp_path / "stages/1_follow_1/stage.json")["follow"]["layers"])
+    model = checkpoint.load_model(tmp_path / "stages/1_follow_1")[0]
+    inside = {n for n, p in model.named_parameters() if p.requires_grad and n.startswith("base.backbone.")}
+    assert inside and all(name.startswith(chosen) and "norm" in name for name in inside)
+
+
+def test_layers_that_are_none_are_told_before_anything_is_trained(scene_data: Path, tmp_path: Path) -> None:
+    for block in ({"rank": {"by": "gap", "layers": ["lost"]}}, {"layers": {"layers": ["lost"]}}):
+        with pytest.raises(UserError, match="no layer of BiSeNet matches 'lost'"):
+            prepare(recipes.load(given(scene_data, **block)), tmp_path, launch("cpu"))
+
+
+def test_a_reference_s_anchor_is_told_as_source_data(whole: Path, scene_data: Path) -> None:
+    job = prepare(recipes.load(given(scene_data, rank="stream", source=None)), whole, launch("cpu"))
+    method = build_method(job, stage := job.recipe.stages[1])
+    assert (bare := follow.record(job, stage, method)) and bare["source_data"] == "none"
+    method.references["source"].anchor = blank_anchor(method.model, job.labels)
+    assert (told := follow.record(job, stage, method)) and "statistics of 1 labelled images" in told["source_data"]
+
+
 def test_the_source_is_kept_by_its_anchor_and_a_reservoir(scene_data: Path, tmp_path: Path) -> None:
     """Source images go through the source's own norm layers after two buckets, by the style that its anchor tells."""
     given_recipe = given(scene_data, rank="stream", source=None)
@@ -222,6 +264,60 @@ def test_the_source_is_kept_by_its_anchor_and_a_reservoir(scene_data: Path, tmp_
         assert own.any()
         torch.testing.assert_close(followed(images[own]).logits, source(images[own]).logits, rtol=0, atol=0)
     assert len(labels) == 19
+
+
+NO_ANCHOR: dict[str, tuple[int, dict[str, Any], str]] = {
+    "few images": (0, {"images": 3}, "at least 4 images, 'game' gives 3"),
+    "weak labels": (1, {}, r"'follow_1' trains on no labels of its own: set anchor\.data"),
+    "no training": (2, {}, "'scored' trains no model"),
+}
+
+
+@pytest.mark.parametrize("fault", NO_ANCHOR)
+def test_what_no_anchor_can_be_made_of_is_told_before_anything_is_trained(
+    fault: str, scene_data: Path, tmp_path: Path
+) -> None:
+    number, block, told = NO_ANCHOR[fault]
+    given_recipe = given(scene_data)
+    given_recipe["stages"].append({"name": "scored", "method": "evaluation", "references": {"model": "first"}})
+    given_recipe["stages"][number]["anchor"] = block
+    with pytest.raises(UserError, match=told):
+        prepare(recipes.load(given_recipe), tmp_path, launch("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("model", "method"), [("reservoir", {"name": "weak_labels", "distillation": 0}), ("gated", "prototype_gate")]
+)
+def test_an_anchor_that_will_be_lacking_is_told_before_anything_is_trained(
+    model: str, method: Any, scene_data: Path, tmp_path: Path
+) -> None:
+    given_recipe = given(scene_data)
+    first = given_recipe["stages"][0]
+    stage = {"name": "next", "start": "first", "method": method, "model": {"name": model}}
+    stage |= {"data": {"target": "city:train"}}
+    given_recipe["stages"] = [first, stage]
+    with pytest.raises(UserError, match="stage 'next' needs the anchor of the source"):
+        prepare(recipes.load(given_recipe), tmp_path, launch("cpu"))
+    stage["anchor"] = {"data": "game:train"}  # made when it has been trained
+    with pytest.raises(UserError, match="stage 'next' needs the anchor of the source"):
+        prepare(recipes.load(given_recipe), tmp_path, launch("cpu"))
+    first["anchor"] = {}
+    prepare(recipes.load(given_recipe), tmp_path, launch("cpu"))
+    stage["start"] = "next"
+    with pytest.raises(UserError, match="which comes later"):
+        prepare(recipes.load(given_recipe), tmp_path, launch("cpu"))
+
+
+def test_a_model_file_s_anchor_is_known_in_advance(whole: Path, scene_data: Path, tmp_path: Path) -> None:
+    model, labels, _ = checkpoint.load_model(whole / "stages/0_first")
+    model.anchor = blank_anchor(model, labels)
+    (tmp_path / "source").mkdir()
+    checkpoint.save_model(tmp_path / "source", model, labels, {})
+    given_recipe = given(scene_data)
+    method = {"name": "weak_labels", "distillation": 0, "parts": {"source_anchor": {}}}
+    stage = {"name": "kept", "method": method, "data": {"target": "city:train"}, "start": str(tmp_path / "source")}
+    stage["pseudo_labels"] = {"target": {**RULE, "models": [str(tmp_path / "source")]}}
+    prepare(recipes.load(given_recipe | {"stages": [stage]}), tmp_path, launch("cpu"))
 
 
 def test_a_wrapper_without_a_base_is_one_of_the_recipes_network(scene_data: Path) -> None:

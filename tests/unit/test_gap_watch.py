@@ -120,6 +120,12 @@ def test_with_as_many_images_as_needed_an_alarm_can_ring_and_with_one_less_it_is
         Watch(distances(np.arange(least - 1)), window, rate)
 
 
+def test_of_a_large_window_as_many_images_are_needed() -> None:
+    assert needed(600, 0.01) == 600
+    with pytest.raises(GapError, match="600 are needed"):
+        Watch(distances(np.arange(40)), 600)
+
+
 def test_settings_out_of_range_and_other_layers_are_refused() -> None:
     values = np.random.default_rng(7).normal(size=(40, 2))
     for window, rate in ((0, 0.01), (5, 0.0), (5, 0.7)):
@@ -183,3 +189,6 @@ def test_the_command_tells_where_it_rang(folders: dict[str, str], tmp_path: Path
     calm = segue("gap", "watch", folders["source"], folders["still"], *network, "--window", "6", "--fail")
     assert calm.code == 0 and "no alarm; 0.02 of 2 windows" in calm.out
     refused(segue(*asked[:-3], "30"), "20 calibration images", "30 are needed")
+    unread = segue("gap", "watch", folders["source"], folders["still"], *network, "--window", "13")
+    refused(unread, "12 images, which fill no window of 13")
+    assert "looking at" not in unread.err  # told before the source is read

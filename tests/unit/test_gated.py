@@ -130,6 +130,16 @@ def test_saved_and_started_again(tmp_path: Path) -> None:
             assert other.anchor is not None
 
 
+@pytest.mark.parametrize("name", ["gated", "reservoir"])
+def test_a_wrapper_normalises_as_the_network_that_it_starts_from(name: str, tmp_path: Path) -> None:
+    plain = network()
+    plain.mean.fill_(0.4), plain.std.fill_(0.1)
+    model = build_model({"name": name, "base": BASE}, CLASSES).eval()
+    checkpoint.start_from(model, SPACE, stored(tmp_path / "source", plain))
+    with torch.no_grad():
+        assert torch.equal(bits(model(images(FAR)).logits), bits(plain(images(FAR)).logits))
+
+
 def test_another_architecture_is_refused(tmp_path: Path) -> None:
     model = build_model({"name": "gated", "base": {**BASE, "width": 0.25}}, CLASSES)
     with pytest.raises(checkpoint.CheckpointError, match="another architecture"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -110,6 +111,8 @@ def test_mixing_pastes_source_pixels_with_their_labels_and_nothing_else() -> Non
     assert (mixed.label[~pasted] == 6).all()
     assert (mixed.weight[pasted] == 1).all() and (mixed.weight[~pasted] == 0.25).all()
     assert not pasted[0, :16].any()
+    trusted, _ = built.mixed(replace(source, weight=torch.full(source.label.shape, 0.5)), target, 0)
+    assert trusted.weight is not None and (trusted.weight[pasted] == 0.5).all(), "source labels have their own trust"
     again, _ = built.mixed(source, target, 0)
     assert torch.equal(again.image, mixed.image)
     assert not torch.equal(built.mixed(source, target, 1)[0].image, mixed.image)

@@ -199,6 +199,18 @@ def test_a_method_shows_the_target_before_it_begins(tmp_path: Path) -> None:
     assert int(model.active) == 1 and int(model.counts[1]) == 8
 
 
+def test_new_statistics_are_those_of_the_stream_s_slot(tmp_path: Path) -> None:
+    model = reservoir(tmp_path, kinds={})
+    cls = METHODS.get("batch_statistics")
+    built = cls(cls.Config.model_validate({"name": "batch_statistics"}), model, SPACE, {})
+    built.prepare({"target": SimpleNamespace(datasets=[RED])})
+    built.train()
+    list(built.losses({"target": SimpleNamespace(image=images(RED))}, 0))
+    built.eval()
+    assert torch.equal(bits(logits(model, images(HOME))), bits(logits(network(), images(HOME))))
+    assert not torch.equal(logits(model, images(RED)), logits(network(), images(RED)))
+
+
 class Kill(BaseException):
     """The end of the process."""
 

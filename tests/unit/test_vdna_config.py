@@ -10,6 +10,8 @@ import pytest
 from helpers import vdna_tree
 from helpers.vdna_tree import CHECKPOINT, README, TESTING, TRAINING, WEAK_LABELS, write
 from segue import recipes
+from segue.cli.vdna import results
+from segue.files import write_json
 from segue.jobs.checks import check_settings
 from segue.vdna_config import Translated, translate
 from segue.vdna_files import VdnaConfigError
@@ -28,6 +30,18 @@ def translated(data: dict[str, Any], name: str = CONFIGS, *overrides: str) -> Tr
     given, rest = translate(write(Path(name), data), overrides)
     assert rest == []
     return given
+
+
+def test_other_data_sets_are_told_by_their_own_names(tmp_path: Path) -> None:
+    scores = {"confusion": [[3, 1], [0, 0]], "iou": {"a": 0.75, "b": None}}
+    scores |= {"accuracy": 0.75, "mean_accuracy": 0.75, "miou": 0.75}
+    for number, found in enumerate(({"camvid:val": scores, "cityscapes_val:val": scores}, {})):
+        folder = tmp_path / f"stages/{number}_model"
+        folder.mkdir(parents=True)
+        write_json(folder / "stage.json", {"name": f"m{number}", "evaluations": found})
+    lines = list(results(Translated("Testing"), tmp_path))
+    assert lines[:3] == ["m0: Cityscapes mIoU 75.00", "m0: camvid:val mIoU 75.00", "m0: average mIoU 75.00"]
+    assert len(lines) == 4 and lines[3].endswith("validation_results_bn.json")
 
 
 def stage_of(given: Translated) -> dict[str, Any]:
@@ -103,6 +117,11 @@ def test_the_readme_s_example(root: Path) -> None:
     assert first.follow.images == 100 and first.follow.buckets == 5
     assert any("total_itrs, taken as 1800" in note for note in given.notes)
     assert given.checkpoints == ["path/to/checkpoint.pth", "path/to/teacher_checkpoint.pth"]
+
+
+def test_an_empty_path_is_none(root: Path) -> None:
+    with pytest.raises(VdnaConfigError, match="ckpt is not given; add ckpt=PATH"):
+        translated(TRAINING | {"ckpt": ""})
 
 
 @pytest.mark.parametrize(("order", "wanted"), [("asc", "ascending"), ("desc", "descending"), ("rand", "random")])

@@ -24,7 +24,7 @@ DATA = "Data set with split (NAME[:SPLIT]), folder of pictures, glob in quotes, 
 NETWORK = "Folder of a trained model, timm:NAME or torchvision:NAME, with @imagenet (default), @random, @lite0-package."
 LAYERS = "Regular expression on whole names of layers; may be repeated. Default: the encoder's blocks."
 SIZE = "Resize images to HxW; default what the network was made for, of a model of ours the images' own."
-SQUARE = "Published preparation: the centre square, bicubic in float to 224x224."
+SQUARE = "Published preparation: the centre square, bicubic in float; 224x224 for a model of ours."
 LIMIT = "So many images of each at most, evenly spaced."
 BINS = "Bins of a histogram; 1000 as published."
 DISTANCE = "emd (earth mover's distance), nfd or fd (Frechet, by neuron or by layer)."
@@ -90,6 +90,8 @@ def compare(
     if save is not None and save.suffix not in (".npz", ".json"):  # told before the work, not after it
         raise UserError(f"cannot store a fingerprint as {save}: name a .npz, or a .json for the vDNA library")
     first, second = (_opened(x, r, shape, limit, batch_size) for x, r in ((a, root_a), (b, root_b)))
+    if classes:
+        first, second = _images(first), _images(second)
     from segue.gap import show
     from segue.gap.between import ImageSet, distance_of
     from segue.gap.classes import class_gap
@@ -170,7 +172,7 @@ def _opened(
     from segue.gap.files import opened
     from segue.gap.reading import open_images
 
-    if Path(text).suffix in (".npz", ".json") and Path(text).is_file():
+    if Path(text).suffix in (".npz", ".json") and not Path(text).is_dir():
         return opened(Path(text))
     return ImageSet(open_images(text, root), size, batch_size, limit, partial(Progress, f"looking at {text}"))
 

@@ -41,11 +41,12 @@ def watch(
     from segue.gap.between import ImageSet
     from segue.gap.networks import open_network
     from segue.gap.reading import open_images
-    from segue.gap.watch import calibrate
+    from segue.gap.watch import calibrate, require_window
     from segue.hardware import launch
 
     known = ImageSet(open_images(source), shape, batch_size, limit, partial(Progress, f"looking at {source}"))
     watched = ImageSet(open_images(stream), shape, batch_size)
+    require_window(len(watched.indices), window)  # told before the source is looked at
     extractor = open_network(network, layers=layers or (), device=launch(device).device, seed=seed, square=square)
     alarm = calibrate(extractor, known, window, rate)
     own = alarm.watch

@@ -80,12 +80,13 @@ def results(given: Translated, folder: Path) -> Iterator[str]:
         name, means = stage["name"], []
         order = next((order for order in ORDERS if order in name), "rand")
         for text, scores in reversed(stage["evaluations"].items()):
-            title = next(told for key, told in NAMES.items() if text.startswith(key))
+            title = next((told for key, told in NAMES.items() if text.startswith(key)), text)
             metrics = _published(scores)
             means.append(metrics["Mean IoU"])
             orders[order].append({"name": name, "metrics_val": metrics, "dataset": title})
             yield f"{name}: {title} mIoU {100 * metrics['Mean IoU']:.2f}"
-        yield f"{name}: average mIoU {100 * sum(means) / len(means):.2f}"
+        if means:
+            yield f"{name}: average mIoU {100 * sum(means) / len(means):.2f}"
     write_json(folder / RESULTS, [{"order": order, "checkpoints": found} for order, found in orders.items()])
     yield f"{folder / RESULTS}"
 

@@ -48,7 +48,7 @@ class ImageSet:
         """See :func:`segue.gap.reading.images_of`; ``indices``: some of the images."""
         chosen = self.indices if indices is None else indices
         progress = self.progress and self.progress()
-        return images_of(self.dataset, extractor, self.size, self.batch_size, None, progress, chosen)
+        return images_of(self.dataset, extractor, self.size, self.batch_size, progress, chosen)
 
 
 @dataclass(frozen=True)
@@ -129,12 +129,12 @@ def merged(a: Fingerprint, b: Fingerprint) -> Fingerprint:
 
 def between(a: Fingerprint, b: Fingerprint, kind: Kind) -> Distance:
     """The distance of two fingerprints; ``GapError`` for forms that do not have it."""
-    if isinstance(a, Histogram) and isinstance(b, Histogram) and kind == "emd":
+    for given in (a, b):
+        _check_form(given, kind)
+    if isinstance(a, Histogram) and isinstance(b, Histogram):
         return emd(a, b)
-    if isinstance(a, Gaussian) and isinstance(b, Gaussian) and kind != "emd":
-        return normal_distance(a, b) if kind == "nfd" else frechet_distance(a, b)
-    wanted = "histograms" if kind == "emd" else "normal forms"
-    raise GapError(f"{kind} compares {wanted}: choose another distance, or make the fingerprints again")
+    assert isinstance(a, Gaussian) and isinstance(b, Gaussian)
+    return normal_distance(a, b) if kind == "nfd" else frechet_distance(a, b)
 
 
 def distance_of(
@@ -148,8 +148,13 @@ def distance_of(
     """The gap from A to B, each given as images or as a fingerprint; of a stored histogram the other takes the ranges.
 
     ``GapError`` for fingerprints of another network or form, a stored histogram that tells no ranges, and images
-    without a network.
+    without a network, all before an image is read.
     """
+    for given, other in ((a, b), (b, a)):
+        if not isinstance(given, ImageSet):
+            _check_form(given, kind)
+            if isinstance(other, ImageSet):
+                _check_network(given, _needed(extractor))
     stored = next((x for x in (a, b) if isinstance(x, Histogram)), None)
     if stored is not None and isinstance(a if stored is b else b, ImageSet):
         if stored.ranges is None:
@@ -167,6 +172,21 @@ def distance_of(
     else:
         second = b
     return Gap(kind, between(first, second, kind), reference.floor, first, second)
+
+
+def _check_form(given: Fingerprint, kind: Kind) -> None:
+    has = {"emd"} if isinstance(given, Histogram) else {"nfd", "fd"} if given.full else {"nfd"}
+    if kind not in has:
+        wanted = {"emd": "histograms", "nfd": "normal forms", "fd": "normal forms with covariances"}[kind]
+        raise GapError(f"{kind} compares {wanted}: choose another distance, or make the fingerprints again")
+
+
+def _check_network(given: Fingerprint, extractor: Extractor) -> None:
+    if given.network != extractor.identity:
+        raise GapError(
+            f"the stored fingerprint is of {given.network}, the network is {extractor.identity}: name the same "
+            f"network, size and preparation, or store it again"
+        )
 
 
 def _needed(extractor: Extractor | None) -> Extractor:

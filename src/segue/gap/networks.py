@@ -6,7 +6,7 @@ blocks of the encoder unless layers are named: for a module in a list of modules
 output, and where a network has no such lists the maps that timm calls its features.
 
 Images come as RGB bytes or 0..1. The whole picture is resized to one size; ``square`` is the published preparation
-instead: the centre square, bicubic in float to 224x224 (Ramtoula et al., CVPR 2023).
+instead: the centre square, bicubic in float, 224x224 where the network tells no size (Ramtoula et al., CVPR 2023).
 """
 
 from __future__ import annotations

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from segue.config import DatasetConfig
 from segue.data.catalog import FILE, catalog_names
-from segue.data.copies import spread
 from segue.data.dataset import Dataset, open_dataset
 from segue.data.images import read_rgb
 from segue.data.reference import parse, splits_of
@@ -29,7 +28,7 @@ class Pictures(Dataset):
 
     def __init__(self, source: str) -> None:
         """``UserError`` when there is no image, ``GapError`` when folders of labels are among them."""
-        self._paths = find_images(source)
+        self._paths = find_images(Path(source).expanduser())
         for name in self._paths:
             if labels := LABELS.intersection(name.lower().split("/")[:-1]):
                 raise GapError(
@@ -73,16 +72,15 @@ def images_of(
     extractor: Extractor,
     size: Size | None = None,
     batch_size: int = 8,
-    limit: int | None = None,
     progress: Progress | None = None,
     indices: Sequence[int] | None = None,
 ) -> Iterator[Tensor]:
     """Batches (N,3,h,w) float 0..1 of a data set's images in its order, for ``extractor.probe``.
 
-    ``limit``: so many at most, evenly spaced. ``indices``: these instead of all. A batch ends early where the next
-    image has another size. ``progress(done, total)`` is called after each batch.
+    ``indices``: these instead of all. A batch ends early where the next image has another size.
+    ``progress(done, total)`` is called after each batch.
     """
-    chosen = spread(range(len(dataset)) if indices is None else indices, limit or len(dataset))
+    chosen = range(len(dataset)) if indices is None else indices
     done = 0
     for pictures in _batches(ahead(dataset.read_image, chosen), extractor, size, batch_size):
         yield extractor.batch(pictures, size)

@@ -66,7 +66,7 @@ def needed(window: int, rate: float) -> int:
     Of one layer, the farthest and the nearest images are alike extreme.
     """
     images = window
-    while math.comb(images + window, window) * rate < 2:
+    while math.comb(images + window, window) < 2 / rate:
         images += 1
     return images
 
@@ -120,8 +120,7 @@ class Calibrated:
     def windows(self, stream: ImageSet) -> Iterator[Window]:
         """Judge a stream in its order, window by window as its images are read; ``GapError`` where none is full."""
         chosen, size = stream.indices, self.watch.window
-        if len(chosen) < size:
-            raise GapError(f"the stream has {len(chosen)} images, which fill no window of {size}: choose a smaller one")
+        require_window(len(chosen), size)
         for first in range(0, len(chosen) - size + 1, size):
             batches = stream.batches(self.extractor, chosen[first : first + size])
             yield self.watch.judge(image_distances(self.extractor.probe, self.reference, batches), first)
@@ -143,6 +142,12 @@ def calibrate(extractor: Extractor, source: ImageSet, window: int = WINDOW, rate
     assert isinstance(reference, Histogram)
     distances = image_distances(extractor.probe, reference, source.batches(extractor, second))
     return Calibrated(extractor, reference, Watch(distances, window, rate))
+
+
+def require_window(images: int, window: int) -> None:
+    """``GapError`` when the images of a stream fill no window."""
+    if images < window:
+        raise GapError(f"the stream has {images} images, which fill no window of {window}: choose a smaller one")
 
 
 def _check(images: int, window: int, rate: float) -> None:

@@ -86,6 +86,11 @@ def read_layers(folder: Path, number: int) -> dict[str, Any]:
 
 
 def followed(dataset: Dataset, bucket: StreamBucket, text: str) -> View:
-    """The images of a data set that a bucket holds, in the bucket's order."""
-    place = {image_id: index for index, image_id in enumerate(dataset.ids)}
-    return View(dataset, [place[image_id] for image_id in bucket.of(text)])
+    """The images of a data set that a bucket holds, in the bucket's order; ``UserError`` when one is gone."""
+    place, wanted = {image_id: index for index, image_id in enumerate(dataset.ids)}, bucket.of(text)
+    if gone := [image_id for image_id in wanted if image_id not in place]:
+        raise UserError(
+            f"{text}: {len(gone)} of {len(wanted)} images of a bucket are there no more, the first is {gone[0]}: put "
+            f"them back, or follow the stream in a new run"
+        )
+    return View(dataset, [place[image_id] for image_id in wanted])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from segue.jobs.bucket import followed, group_folder, is_cut, read_bucket, read_
 from segue.labels import LabelSpace, load_space
 from segue.methods.base import METHODS, Method, MethodConfig
 from segue.methods.parts.base import part_configs
-from segue.models.anchor import blank_anchor
+from segue.models.anchor import FILE, blank_anchor
 from segue.models.base import MODELS, SegModel
 from segue.models.build import build_model
 from segue.models.wrapped import OUTER
@@ -145,10 +146,10 @@ def build_method(job: Job, stage: StageConfig, *, trained: bool = True) -> Metho
     ``trained=False``: all networks as they are first built, for a plan, when the stages before have not run.
     """
     torch.manual_seed(seed_of(job.recipe.seed, "model"))
-    model = build_start(job, stage) if trained else _untrained(job, stage)
+    model = build_start(job, stage) if trained else _untrained(job, stage, begins_anchored(job, stage))
     references = {}
     for name, source in stage.references.items():
-        reference = _reference(job, stage, source, trained)
+        reference = reference_model(job, stage, source, trained)
         references[name] = reference.requires_grad_(False).to(job.hardware.device)
     method = method_class(stage)(method_config(stage), model, job.labels_of(stage), references)
     method.key = (job.recipe.seed, stage.name)
@@ -181,25 +182,43 @@ def build_start(job: Job, stage: StageConfig) -> SegModel:
     return model
 
 
-def _reference(job: Job, stage: StageConfig, source: str, trained: bool) -> SegModel:
+def reference_model(job: Job, stage: StageConfig, source: str, trained: bool) -> SegModel:
+    """The model of an earlier stage or a file; ``trained=False``: that of a stage as it is first built."""
     earlier = next((s for s in job.recipe.stages if s.name == source), None)
     if earlier is not None and not trained:
-        return _untrained(job, earlier)
+        return _untrained(job, earlier, earlier.anchor is not None or begins_anchored(job, earlier))
     return checkpoint.load_model(weights_source(job, stage, source))[0]
 
 
-def _untrained(job: Job, stage: StageConfig) -> SegModel:
+def _untrained(job: Job, stage: StageConfig, anchored: bool) -> SegModel:
     model = build_model(model_config(job.recipe, stage) | {"weights": None}, len(job.labels_of(stage)))
-    if _anchored(job, stage):
+    if anchored:
         base = getattr(model, "base", model)  # a wrapper has the anchor of the network that it was put around
         model.adopt(blank_anchor(base, job.labels_of(stage)))
     return model
 
 
-def _anchored(job: Job, stage: StageConfig) -> bool:
-    """Whether a stage's model will have an anchor: made by it, or by a stage that it goes on from."""
-    before = next((s for s in job.recipe.stages if s.name == stage.start), None)
-    return stage.anchor is not None or (before is not None and _anchored(job, before))
+def begins_anchored(job: Job, stage: StageConfig) -> bool:
+    """Whether what a stage starts from has an anchor, or will have one."""
+    if stage.start is None:
+        return False
+    earlier = takewhile(lambda s: s.name != stage.name, job.recipe.stages)
+    before = next((s for s in earlier if s.name == stage.start), None)
+    if before is None:
+        return (weights_source(job, stage, stage.start) / FILE).is_file()
+    return before.anchor is not None or begins_anchored(job, before)
+
+
+def anchored_on(stage: StageConfig) -> str:
+    """``NAME:split`` of the images that a stage's anchor is made of; ``ConfigError`` when none has labels."""
+    assert stage.anchor is not None
+    if not method_class(stage).trains:
+        raise ConfigError(f"stage {stage.name!r} trains no model whose anchor could be kept: take out 'anchor'")
+    given = [name for name in method_class(stage).uses_labels if name not in stage.pseudo_labels]
+    labelled = [m.data for name in given for m in stage.data.get(name, ()) if not is_pool(stage, name, m.data)]
+    if not stage.anchor.data and not labelled:
+        raise ConfigError(f"stage {stage.name!r} trains on no labels of its own: set anchor.data")
+    return stage.anchor.data or labelled[0]
 
 
 def trained_part(job: Job, stage: StageConfig) -> dict[str, Any]:

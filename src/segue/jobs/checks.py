@@ -13,6 +13,8 @@ from segue.hardware import Hardware
 from segue.jobs import sinks
 from segue.jobs.build import (
     Job,
+    anchored_on,
+    begins_anchored,
     build_method,
     build_start,
     is_pool,
@@ -25,6 +27,8 @@ from segue.jobs.build import (
 )
 from segue.jobs.purchase import check_annotate, order_of
 from segue.jobs.stream import check_follow
+from segue.models.anchor import looked_at
+from segue.models.base import MODELS
 from segue.models.build import build_model
 from segue.models.weights import require
 from segue.optim import build_optimizers
@@ -39,6 +43,7 @@ def prepare(recipe: Recipe, folder: Path, hardware: Hardware) -> Job:
     for stage in recipe.stages:
         faults += _fault(_check_streams, job, stage) + _fault(_check_weights, recipe, stage)
         faults += _fault(check_annotate, job, stage) + _fault(check_follow, job, stage)
+        faults += _fault(_check_anchor, job, stage)
         for source in stage.sources:
             faults += _fault(weights_source, job, stage, source)
         if faults:  # the networks need settings without a fault
@@ -118,6 +123,18 @@ def _check_streams(job: Job, stage: StageConfig) -> None:
 
 def _check_weights(recipe: Recipe, stage: StageConfig) -> None:
     require(model_config(recipe, stage).get("weights"))
+
+
+def _check_anchor(job: Job, stage: StageConfig) -> None:
+    name = model_config(job.recipe, stage)["name"]
+    needed = method_class(stage).needs_anchor or (MODELS.get(name).needs_anchor and "target" in stage.data)
+    if needed and not begins_anchored(job, stage):
+        raise ConfigError(
+            f"stage {stage.name!r} needs the anchor of the source: start it from a model that has one ('anchor: {{}}' "
+            f"in the stage that trains that, or segue anchor MODEL --data NAME:train)"
+        )
+    if stage.anchor is not None:
+        looked_at(job.dataset(anchored_on(stage), stage.name), stage.anchor.images)
 
 
 def _check_evaluation(job: Job, text: str) -> None:

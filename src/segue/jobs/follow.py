@@ -19,9 +19,12 @@ from segue.gap.distances import outlying
 from segue.gap.fingerprint import Histogram
 from segue.gap.networks import extractor_of
 from segue.jobs.bucket import group_folder, is_cut, layers_file, read_bucket, read_info, read_layers
-from segue.jobs.build import Job, began_with, images_of, method_class, weights_source
+from segue.jobs.build import Job, began_with, images_of, method_class, model_config, weights_source
 from segue.jobs.stream import cut_stream, source_images
+from segue.methods.base import Method
 from segue.models.base import SegModel
+from segue.models.build import validate
+from segue.models.wrapped import WrappedConfig
 from segue.progress import Progress
 
 GAP = "gap"
@@ -40,11 +43,11 @@ def arrange(job: Job, stage: StageConfig) -> None:
     job.hardware.barrier()
 
 
-def record(job: Job, stage: StageConfig, model: SegModel) -> dict[str, Any] | None:
+def record(job: Job, stage: StageConfig, method: Method) -> dict[str, Any] | None:
     """What the stage followed, trained and used of the source, for stage.json."""
     if (given := stage.follow) is None:
         return None
-    folder = group_folder(job.folder, stage)
+    folder, model = group_folder(job.folder, stage), method.model
     bucket = read_bucket(folder, given.bucket)
     scored = job.recipe.evaluate.data
     return {
@@ -60,7 +63,7 @@ def record(job: Job, stage: StageConfig, model: SegModel) -> dict[str, Any] | No
         "source": given.scored_source or (scored[1] if len(scored) > 1 else None),
         "before": stage.start,
         "from": _scored_as(job, began_with(job, stage)),
-        "source_data": _source_data(job, stage, model),
+        "source_data": _source_data(job, stage, method),
         "layers": None if given.layers is None else read_layers(folder, given.bucket)["layers"],
         "trained": [sum(p.numel() for p in model.parameters() if p.requires_grad or every) for every in (False, True)],
     }
@@ -92,18 +95,26 @@ def _choose_layers(job: Job, stage: StageConfig) -> None:
     ]
     distances = between(reference, reduce(merged, parts), "emd").layers
     chosen = outlying(distances, given.deviations)
-    always = given.always or (f"^(?!{re.escape(model.encoder_prefix)})",)
-    patterns = [*always, *(f"^{re.escape(name)}\\." for name in chosen)]
+    inside = r"base\." if _is_wrapped(job, stage, model) else ""
+    always = given.always or (f"^(?!{inside}{re.escape(model.encoder_prefix)})",)
+    patterns = [*always, *(f"^{inside}{re.escape(name)}\\." for name in chosen)]
     found = {"layers": list(chosen), "distances": distances, "train_only": patterns}
     write_json(layers_file(group_folder(job.folder, stage), stage.follow.bucket), found)
 
 
-def _source_data(job: Job, stage: StageConfig, model: SegModel) -> str:
+def _is_wrapped(job: Job, stage: StageConfig, model: SegModel) -> bool:
+    """Whether the stage's model is a wrapper around such a network."""
+    config = validate(model_config(job.recipe, stage))
+    return isinstance(config, WrappedConfig) and config.base["name"] == model.config.name != config.name
+
+
+def _source_data(job: Job, stage: StageConfig, method: Method) -> str:
     """What of the source the stage knew beside the weights, in words."""
     assert stage.follow is not None
     used = []
-    if model.anchor is not None:
-        used.append(f"the model's anchor, statistics of {model.anchor.images} labelled images")
+    anchors = [m.anchor for m in (method.model, *method.references.values()) if m.anchor is not None]
+    if anchors:
+        used.append(f"the model's anchor, statistics of {anchors[0].images} labelled images")
     if stage.follow.rank.by == GAP or stage.follow.layers is not None:
         assert stage.follow.source is not None
         most = len(job.dataset(stage.follow.source, stage.name))

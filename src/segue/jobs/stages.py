@@ -19,6 +19,7 @@ from segue.jobs import annotate, follow, sinks, validation
 from segue.jobs.build import (
     MEMORY,
     Job,
+    anchored_on,
     build_method,
     build_streams,
     images_of,
@@ -70,7 +71,7 @@ def _run_stage(job: Job, stage: StageConfig, resume: bool) -> dict[str, Any]:
             pseudo_labels=made,
             annotate=annotate.record(job, stage, evaluations),
             extend=_extended(job, stage, method),
-            follow=follow.record(job, stage, method.model),
+            follow=follow.record(job, stage, method),
             anchor=kept,
             cpu_s=stored.get("cpu_s", 0.0) + runs.cpu_seconds() - cpu,
         )
@@ -221,7 +222,7 @@ def _score(job: Job, stage: StageConfig, method: Method) -> tuple[dict[str, Any]
 def _keep_anchor(job: Job, stage: StageConfig, method: Method) -> dict[str, Any]:
     """Store what the model goes on with where its training images are gone; what it is."""
     assert stage.anchor is not None
-    text = stage.anchor.data or stage.data[next(n for n in stage.data if n in method.uses_labels)][0].data
+    text = anchored_on(stage)
     progress, batch = Progress(f"{stage.name}: anchor from {text}"), job.recipe.evaluate.batch_size
     model, dataset, labels = method.predictor(), job.dataset(text, stage.name), job.labels_of(stage)
     images = stage.anchor.images

@@ -40,10 +40,11 @@ from segue.gap import files
 from segue.gap.between import ImageSet, fingerprint_of
 from segue.gap.distances import image_distances
 from segue.gap.fingerprint import Histogram
+from segue.gap.layers import matching
 from segue.gap.networks import Extractor, extractor_of, open_network
 from segue.gap.reading import images_of
 from segue.jobs.bucket import StreamBucket, group_folder, write_buckets
-from segue.jobs.build import Job, began_with, weights_source
+from segue.jobs.build import Job, began_with, reference_model, weights_source
 from segue.labels import U8
 from segue.models.base import SegModel
 from segue.models.classify import evaluating
@@ -117,8 +118,15 @@ def check_follow(job: Job, stage: StageConfig) -> None:
         raise UserError(
             f"stage {stage.name!r}: {len(stream.images)} images cannot fill {number} buckets: ask for fewer"
         )
+    ranked = given.rank.layers if given.rank.by == GAP else ()
     if given.rank.by == GAP and given.rank.network != START:
-        open_network(given.rank.network, layers=given.rank.layers)
+        open_network(given.rank.network, layers=ranked)
+        ranked = ()
+    named = [patterns for patterns in (ranked, given.layers.layers if given.layers else ()) if patterns]
+    if named and given.bucket == 1:
+        model = reference_model(job, stage, began_with(job, stage), trained=False)
+        for patterns in named:
+            matching(model, patterns)
 
 
 def in_bucket(stage: StageConfig, text: str, images: int) -> int:
@@ -219,13 +227,15 @@ class _Measurer:
     def _stored(self) -> dict[Image, dict[str, float]]:
         """What an earlier run has measured with the same model; a line that is not whole was cut by a kill."""
         head = json.dumps({"model": fingerprint(self.model), "names": self.names, "rank": str(self.config.rank)})
-        lines = self.path.read_text("utf-8").split("\n")[:-1] if self.path.is_file() else []
-        if lines[:1] != [head]:
-            lines = [head]
+        lines = self.path.read_text("utf-8", "replace").split("\n")[:-1] if self.path.is_file() else []
+        try:
+            rows = [json.loads(line) for line in lines[1:] if lines[0] == head]
+            known = {(row["data"], row["id"]): {name: float(row[name]) for name in self.names} for row in rows}
+        except (ValueError, KeyError, TypeError):  # damaged: all is measured again
+            known = {}
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.write_text("\n".join(lines) + "\n", "utf-8")
-        rows = [json.loads(line) for line in lines[1:]]
-        return {(row["data"], row["id"]): {name: float(row[name]) for name in self.names} for row in rows}
+        self.path.write_text("\n".join(lines if known else [head]) + "\n", "utf-8")
+        return known
 
     def _store(self, images: Sequence[Image]) -> dict[Image, dict[str, float]]:
         found: dict[Image, dict[str, float]] = {}
@@ -254,8 +264,8 @@ class _Measurer:
         found = whole(answer)
         return {
             "class_count": int(torch.bincount(found.winner.flatten()).count_nonzero()),
-            "entropy": float(found.entropy.mean(dtype=torch.float64)),
-            "confidence": float(found.confidence.mean(dtype=torch.float64)),
+            "entropy": float(found.entropy.mean()),
+            "confidence": float(found.confidence.mean()),
         }
 
     def _distances(self, part: Dataset) -> list[float]:

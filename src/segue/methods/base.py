@@ -55,6 +55,7 @@ class Method(nn.Module):
     ``needs``: the streams it trains on. ``uses_labels``: which of them must be labelled. ``views``: the graphs that it
     shows its parts. ``trains``: whether there is anything to train. ``head``: how the outputs of new classes start in a
     stage that has more classes than the one it starts from. ``old_data``: whether it sees old steps' images again.
+    ``needs_anchor``: whether its model must start with one.
     """
 
     Config: type[MethodConfig] = MethodConfig
@@ -64,6 +65,7 @@ class Method(nn.Module):
     trains: ClassVar[bool] = True
     head: ClassVar[Literal["random", "background", "unknown"]] = "random"
     old_data: ClassVar[bool] = False
+    needs_anchor: ClassVar[bool] = False
 
     def __init__(
         self, config: MethodConfig, model: SegModel, labels: LabelSpace, references: Mapping[str, SegModel]

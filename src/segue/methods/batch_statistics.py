@@ -24,6 +24,7 @@ class BatchStatistics(Method):
 
     def prepare(self, streams: Mapping[str, object]) -> None:
         """Forget the source statistics."""
+        super().prepare(streams)
         norms = [m for m in self.model.modules() if isinstance(m, BATCH_NORM)]
         if not norms:
             raise UserError(f"method 'batch_statistics' needs batch norm, model {self.model.config.name!r} has none")

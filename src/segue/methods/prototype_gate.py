@@ -43,6 +43,7 @@ class PrototypeGate(Method):
     model: Gated
     needs = ("target",)
     uses_labels = ()
+    needs_anchor = True
 
     def __init__(
         self, config: MethodConfig, model: SegModel, labels: LabelSpace, references: Mapping[str, SegModel]

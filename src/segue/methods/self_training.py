@@ -97,11 +97,12 @@ class SelfTraining(Method):
         image = mix(source.image, target.image, mask)
         strong_draws = [self.draw("strong", iteration, meta.uid) for meta in source.meta]
         pixel = mix(source.pixel, target.pixel, mask)
+        own = torch.ones_like(target.weight) if source.weight is None else source.weight
         batch = replace(
             target,
             image=strong(image, strong_draws, self.config.strong),
             label=mix(source.label, target.label, mask).masked_fill(~pixel, IGNORE),
-            weight=mix(torch.ones_like(target.weight), target.weight, mask),
+            weight=mix(own, target.weight, mask),
             pixel=pixel,
         )
         return batch, mask

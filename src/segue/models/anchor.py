@@ -3,8 +3,7 @@
 One pass over labelled source images collects, in the model's embedding: for each class how many cells there were, their
 mean and covariance (to sample embeddings from, as in SLCA, Zhang et al., ICCV 2023), the K-means centres of its mean
 in each image (the prototypes of MoP), and the running statistics of all norm layers; and of the images the style
-(``segue.models.style``). Sums are in float64 and add up over parts of a data set. A cell has the class of the pixel at
-its centre.
+(``segue.models.style``). Sums are in float64. A cell has the class of the pixel at its centre.
 
 The covariance of a class is kept as F F' + diag(d): F are its eigenvectors times the roots of their eigenvalues, all of
 them (then d = 0) up to 256 channels, the 64 largest beyond; knob ``rank``. While it is made C D^2 numbers of 8 bytes
@@ -159,7 +158,7 @@ def _check_shapes(anchor: Anchor) -> None:
 
 
 class Moments:
-    """Sums over the cells of each class, of one part of a data set: C classes, D channels."""
+    """Sums over the cells of each class: C classes, D channels."""
 
     def __init__(self, classes: int, channels: int) -> None:
         self.count = torch.zeros(classes, dtype=torch.int64)
@@ -182,22 +181,15 @@ class Moments:
             self.image_means[number].append((total / len(own)).float())
         self.styles.append(style.cpu())
 
-    def merge(self, other: Moments) -> None:
-        """Add those of another part."""
-        for name in ("count", "sum", "product"):
-            getattr(self, name).add_(getattr(other, name))
-        for own, more in zip(self.image_means, other.image_means, strict=True):
-            own.extend(more)
-        self.styles.extend(other.styles)
-
     def mean(self) -> Tensor:
         """(C,D) float64; 0 for a class without cells."""
         return self.sum / self.count.clamp_min(1).unsqueeze(1)
 
-    def covariance(self) -> Tensor:
-        """(C,D,D) float64, divided by the number of cells."""
-        mean = self.mean()
-        return self.product / self.count.clamp_min(1).view(-1, 1, 1) - mean.unsqueeze(2) * mean.unsqueeze(1)
+    def covariance(self, number: int) -> Tensor:
+        """(D,D) float64 of a class, divided by its number of cells."""
+        cells = self.count[number].clamp_min(1)
+        mean = self.sum[number] / cells
+        return self.product[number] / cells - mean.outer(mean)
 
 
 def make_anchor(
@@ -217,11 +209,8 @@ def make_anchor(
     ``rank``: directions kept of each covariance; ``prototypes``: most centres a class. ``AnchorError`` when there are
     fewer than 4 images or none with a label of ``labels``.
     """
-    dataset.require_labels()
+    chosen = looked_at(dataset, limit)
     model = model if device is None else model.to(device)
-    chosen = spread(range(len(dataset)), len(dataset) if limit is None else limit)
-    if len(chosen) < 4:
-        raise AnchorError(f"an anchor needs at least 4 images, {dataset.name!r} gives {len(chosen)}")
     layer = style_layer(model)
     moments: Moments | None = None
     done = 0
@@ -238,6 +227,15 @@ def make_anchor(
     if not moments.count.any():
         raise AnchorError(f"data set {dataset.name!r} has no pixel of any class of {labels.name!r}: nothing to keep")
     return _anchor(model, moments, labels, layer, rank, prototypes)
+
+
+def looked_at(dataset: Dataset, limit: int | None) -> list[int]:
+    """The images that an anchor is made of; ``UserError`` when one has no label or there are fewer than 4."""
+    dataset.require_labels()
+    chosen = spread(range(len(dataset)), len(dataset) if limit is None else limit)
+    if len(chosen) < 4:
+        raise AnchorError(f"an anchor needs at least 4 images, {dataset.name!r} gives {len(chosen)}")
+    return chosen
 
 
 def blank_anchor(model: SegModel, labels: LabelSpace) -> Anchor:
@@ -303,7 +301,7 @@ def _batches(dataset: Dataset, chosen: list[int], size: int) -> Iterator[tuple[l
 def _anchor(model: SegModel, sums: Moments, labels: LabelSpace, layer: str, rank: int | None, most: int) -> Anchor:
     channels = sums.sum.shape[1]
     kept = rank or (channels if channels <= WHOLE_CHANNELS else RANK)
-    factor, diagonal = _factorised(sums.covariance(), min(kept, channels))
+    factor, diagonal = _factorised(sums, min(kept, channels))
     return Anchor(
         classes=labels.classes,
         count=sums.count,
@@ -318,10 +316,10 @@ def _anchor(model: SegModel, sums: Moments, labels: LabelSpace, layer: str, rank
     )
 
 
-def _factorised(covariance: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """(C,D,D) to its largest ``rank`` directions (C,D,R) and the variance (C,D) that these lack."""
+def _factorised(sums: Moments, rank: int) -> tuple[Tensor, Tensor]:
+    """Of every class's covariance the largest ``rank`` directions (C,D,R) and the variance (C,D) that these lack."""
     factors, rests = [], []
-    for own in covariance:
+    for own in map(sums.covariance, range(len(sums.count))):  # one at a time: each is large
         values, vectors = torch.linalg.eigh(own)
         factor = vectors[:, -rank:] * values[-rank:].clamp_min(0).sqrt()
         whole = rank == len(own)

@@ -124,7 +124,8 @@ class SegModel(nn.Module):
     ``training_only`` names the submodules that serve training alone; ``decode`` and ``classifiers`` must work when such
     an attribute is None, which is what :meth:`deployed` makes of it. ``fixed_size_graph``: ``decode`` counts on sizes
     that are numbers, so that an exported graph holds one. ``not_exported``: why there is no graph; empty: there is.
-    ``anchor``: what it keeps of the images that it, or the network it started from, was trained on.
+    ``anchor``: what it keeps of the images that it, or the network it started from, was trained on. ``needs_anchor``:
+    it must start with one in a stage that has a stream ``target``.
     """
 
     Config: type[ModelConfig] = ModelConfig
@@ -134,6 +135,7 @@ class SegModel(nn.Module):
     training_only: tuple[str, ...] = ()
     fixed_size_graph: bool = False
     not_exported: str = ""
+    needs_anchor: bool = False
 
     mean: Tensor
     std: Tensor

@@ -89,6 +89,7 @@ class Reservoir(Wrapped):
 
     Config = ReservoirConfig
     config: ReservoirConfig
+    needs_anchor = True
     not_exported = "it chooses norm layers image by image, which no fixed graph does; predict with segue predict"
 
     style_mean: Tensor

@@ -89,14 +89,14 @@ class Judge:
         weight = None
         if self.trust is not None:
             weight = self.trust.weights(classes, encode(found.confidence), _agreement(classes, answers))
-        entropy = float(found.entropy.mean(dtype=torch.float64))
+        entropy = float(found.entropy.mean())
         refused = self._refused(found, classes, entropy)
         writer.add(image_id, classes, found.confidence, entropy=entropy, refused=refused, weight=weight)
 
     def _refused(self, found: Decision, classes: U8, entropy: float) -> Any:
         given = self._config
         if self._filter != ImageFilter():
-            confidence = float(found.confidence.mean(dtype=torch.float64))
+            confidence = float(found.confidence.mean())
             count = np.count_nonzero(histogram(classes))
             values = {"class_count": count, "entropy": entropy, "confidence": confidence}
             if not self._filter.mask({k: np.array([v], np.float64) for k, v in values.items()}, 1)[0]:

@@ -59,12 +59,14 @@ class Histogram:
         self.add_codes(classes, encode(confidence))
 
     def add_codes(self, classes: U8, codes: U16) -> I64:
-        """Count pixels by codes without ``REFUSED``, and return how many each class has here, (C,).
+        """Count pixels, refused ones too, and return how many each class has here, (C,).
 
         ``ValueError`` for other classes than 0 … C-1 or unequal shapes.
         """
         if classes.shape != codes.shape or classes.max(initial=0) >= self.num_classes:
             raise ValueError(f"{classes.shape} classes below {self.num_classes} and {codes.shape} codes do not fit")
+        if codes.max(initial=0) >= REFUSED:
+            codes = codes & ~REFUSED
         cells = classes.astype(np.int32)
         cells *= CODES
         cells += codes

@@ -216,11 +216,10 @@ class Writer:
 
     def _count(self, first: _First) -> int:
         """Add the pixels to the counts; how many classes there are."""
-        codes = first.codes
-        if codes.max(initial=0) >= REFUSED:
-            refused, codes = codes >= REFUSED, codes & ~REFUSED
-            self._refused.add_codes(first.classes[refused], codes[refused])
-        return int(np.count_nonzero(self.histogram.add_codes(first.classes, codes)))
+        if first.codes.max(initial=0) >= REFUSED:  # mostly there are none, and no masks to make
+            refused = first.codes >= REFUSED
+            self._refused.add_codes(first.classes[refused], first.codes[refused])
+        return int(np.count_nonzero(self.histogram.add_codes(first.classes, first.codes)))
 
     def _have(self, image_id: str, first: _First, class_count: int) -> None:
         self._left.remove(image_id)

@@ -99,7 +99,7 @@ class FollowConfig(Settings):
         by = self.rank.by
         if by not in ("stream", "gap") and self.rank.file is None:
             raise ValueError(f"follow.rank.by {by!r} is a column of a ranking: give follow.rank.file (or gap, stream)")
-        if (by == "gap" or self.layers is not None) and self.source is None:
+        if ((by == "gap" and self.rank.file is None) or self.layers is not None) and self.source is None:
             raise ValueError("follow.rank.by gap and follow.layers compare with the source: give follow.source")
         if (self.cut == "within") != (self.distance is not None):
             raise ValueError("follow.cut within and follow.distance belong together")

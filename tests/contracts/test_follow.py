@@ -328,3 +328,17 @@ def test_a_wrapper_without_a_base_is_one_of_the_recipes_network(scene_data: Path
     config = model_config(found, found.stages[1])
     assert config["base"] == {"name": "bisenet", "width": 0.125}
     assert (config["slots"], config["head_lr_factor"]) == (3, 3.0)
+
+
+def test_a_ranking_of_our_own_needs_no_source(scene_data: Path, tmp_path: Path) -> None:
+    """What ``segue gap rank`` writes orders a stream by ``gap`` without looking at the source again."""
+    ids = prepare(recipes.load(given(scene_data)), tmp_path, launch("cpu")).dataset("city:train", "").ids
+    rows = [{"image": f"leftImg8bit/train/{i}_leftImg8bit.png", "val_set": False, "gap": -n} for n, i in enumerate(ids)]
+    (tmp_path / "ranked.json").write_text(json.dumps(rows))
+    block = {"rank": {"by": "gap", "file": str(tmp_path / "ranked.json")}, "source": None}
+    run(recipes.load(given(scene_data, **block)), tmp_path / "run", device="cpu")
+    assert [i for bucket in images_by_bucket(tmp_path / "run") for i in bucket] == ids[::-1]
+    assert runs.read(tmp_path / "run/stages/1_follow_1/stage.json")["follow"]["source_data"] == "none"
+    (tmp_path / "ranked.json").write_text(json.dumps([{k: v for k, v in row.items() if k != "gap"} for row in rows]))
+    with pytest.raises(UserError, match="no score 'gap'"):
+        run(recipes.load(given(scene_data, **block)), tmp_path / "again", device="cpu")

@@ -20,14 +20,12 @@ from segue.gap.fingerprint import Histogram
 from segue.gap.networks import extractor_of
 from segue.jobs.bucket import group_folder, is_cut, layers_file, read_bucket, read_info, read_layers
 from segue.jobs.build import Job, began_with, images_of, method_class, model_config, weights_source
-from segue.jobs.stream import cut_stream, source_images
+from segue.jobs.stream import cut_stream, measures_gap, source_images
 from segue.methods.base import Method
 from segue.models.base import SegModel
 from segue.models.build import validate
 from segue.models.wrapped import WrappedConfig
 from segue.progress import Progress
-
-GAP = "gap"
 
 
 def arrange(job: Job, stage: StageConfig) -> None:
@@ -115,7 +113,7 @@ def _source_data(job: Job, stage: StageConfig, method: Method) -> str:
     anchors = [m.anchor for m in (method.model, *method.references.values()) if m.anchor is not None]
     if anchors:
         used.append(f"the model's anchor, statistics of {anchors[0].images} labelled images")
-    if stage.follow.rank.by == GAP or stage.follow.layers is not None:
+    if measures_gap(job, stage) or stage.follow.layers is not None:
         assert stage.follow.source is not None
         most = len(job.dataset(stage.follow.source, stage.name))
         number = min(stage.follow.source_images or most, most)

@@ -113,13 +113,13 @@ def check_follow(job: Job, stage: StageConfig) -> None:
     if given.source is not None:
         job.dataset(given.source, stage.name)
     stream = _images(job, stage)
-    _wanted(stage, stream)
+    measured = GAP in _wanted(stage, stream)
     if given.cut == "count" and len(stream.images) < (number := given.buckets or given.total):
         raise UserError(
             f"stage {stage.name!r}: {len(stream.images)} images cannot fill {number} buckets: ask for fewer"
         )
-    ranked = given.rank.layers if given.rank.by == GAP else ()
-    if given.rank.by == GAP and given.rank.network != START:
+    ranked = given.rank.layers if measured else ()
+    if measured and given.rank.network != START:
         open_network(given.rank.network, layers=ranked)
         ranked = ()
     named = [patterns for patterns in (ranked, given.layers.layers if given.layers else ()) if patterns]
@@ -145,8 +145,8 @@ def looks(job: Job, stage: StageConfig) -> int:
     compared = min(source, given.source_images or source)
     stream = sum(len(job.dataset(text, stage.name)) for text in given.data)
     found = 0
-    if given.bucket == 1 and _wanted(stage, _images(job, stage)):
-        found += stream + 2 * compared * (given.rank.by == GAP)  # ranges, then counts
+    if given.bucket == 1 and (wanted := _wanted(stage, _images(job, stage))):
+        found += stream + 2 * compared * (GAP in wanted)  # ranges, then counts
     if given.layers is not None:
         found += 2 * compared + in_bucket(stage, given.data[0], stream)
     return found
@@ -197,7 +197,14 @@ def _wanted(stage: StageConfig, stream: _Stream) -> list[str]:
     if not set(missing) <= {*PREDICTED, GAP}:
         known = ", ".join(sorted(stream.listed)) or "none"
         raise UserError(f"stage {stage.name!r}: {given.rank.file} has no score {given.rank.by!r} (it has: {known})")
+    if GAP in missing and given.source is None:
+        raise UserError(f"stage {stage.name!r}: {given.rank.file} has no score 'gap': give follow.source to measure it")
     return missing
+
+
+def measures_gap(job: Job, stage: StageConfig) -> bool:
+    """Whether a stage's images are compared with the source's, rather than ranked by a file."""
+    return GAP in _wanted(stage, _images(job, stage))
 
 
 _LIMITS = {"class_count": "class_count_min", "entropy": "entropy_max", "confidence": "confidence_min"}

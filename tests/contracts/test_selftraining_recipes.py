@@ -32,7 +32,7 @@ def trees(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.mark.parametrize("name", FULL)
+@pytest.mark.parametrize("name", [FULL[0], *(pytest.param(name, marks=pytest.mark.slow) for name in FULL[1:])])
 def test_a_recipe_on_a_small_network(name: str, trees: Path, tmp_path: Path) -> None:
     published = recipes.load(name, environment={})
     assert published.train.iterations == 40000 and published.optim.name == "adamw"

@@ -213,7 +213,7 @@ def test_watching_changes_no_weight(scene_data: Path, tmp_path: Path) -> None:
     assert "watch/" not in prints[1]["0_first/metrics"]
 
 
-@pytest.mark.parametrize("checkpoint_every", [5, 17])
+@pytest.mark.parametrize("checkpoint_every", [5, pytest.param(17, marks=pytest.mark.slow)])
 def test_an_alarm_is_told_written_and_repeated_by_a_resumed_run(
     checkpoint_every: int,
     scene_data: Path,

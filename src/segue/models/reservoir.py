@@ -114,7 +114,7 @@ class Reservoir(Wrapped):
 
     @classmethod
     def tiny(cls) -> dict[str, Any]:
-        """Around the smallest DeepLabV3, everything trained."""
+        """Around the smallest ERFNet, everything trained."""
         return {**super().tiny(), "slots": 2, "kinds": {}}
 
     def adopt(self, anchor: Anchor | None) -> None:

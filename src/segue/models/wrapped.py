@@ -65,8 +65,8 @@ class Wrapped(SegModel):
 
     @classmethod
     def tiny(cls) -> dict[str, Any]:
-        """Around the smallest DeepLabV3."""
-        return {"base": {"name": "deeplabv3", **MODELS.get("deeplabv3").tiny()}}
+        """Around the smallest ERFNet."""
+        return {"base": {"name": "erfnet", **MODELS.get("erfnet").tiny()}}
 
     def features(self, image: Tensor) -> tuple[Tensor, ...]:
         """Those of the base."""

@@ -8,11 +8,10 @@ without the entropy weights, a third LwF. Writes docs/results/cil_step.json.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-from common import cpu, paired, record, verdict
+from common import cpu, paired, record, step, verdict
 
 from segue.data.batch import Batch
 from segue.labels import LabelSpace, load_space
@@ -46,19 +45,6 @@ def batch() -> Batch:
     count = (label != 255).sum().float()
     given = Batch(torch.rand(SHAPE, generator=g), label, torch.ones_like(label, dtype=torch.bool), None, count, ())
     return replace(given, counts=given.tally())
-
-
-def step(given: Method, batches: dict[str, Batch]) -> Callable[[], None]:
-    """One optimiser step of a method."""
-    optimizer = torch.optim.Adam(given.model.parameters(), lr=1e-5)
-
-    def run() -> None:
-        for terms in given.losses(batches, 0):
-            torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    return run
 
 
 def main() -> int:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from segue.data.batch import Batch
+from segue.methods.base import Method
 
 RESULTS = Path(__file__).parents[1] / "docs/results"
 
@@ -31,6 +32,19 @@ class Memory:
         """The batch, again and again."""
         while True:
             yield [self.given]
+
+
+def step(given: Method, batches: dict[str, Batch]) -> Callable[[], None]:
+    """One optimiser step of a method."""
+    optimizer = torch.optim.Adam([p for p in given.model.parameters() if p.requires_grad], lr=1e-5)
+
+    def run() -> None:
+        for terms in given.losses(batches, 0):
+            torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return run
 
 
 def paired(

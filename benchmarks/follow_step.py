@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from common import cpu, paired, record
+from common import cpu, paired, record, step
 from torch import Tensor
 
 from segue.data.batch import Batch
@@ -56,19 +56,6 @@ def batch() -> Batch:
     count = (label != 255).sum().float()
     given = Batch(torch.rand(SHAPE, generator=g), label, torch.ones_like(label, dtype=torch.bool), None, count, ())
     return replace(given, counts=given.tally())
-
-
-def step(given: Method, batches: dict[str, Batch]) -> Callable[[], None]:
-    """One optimiser step of a method."""
-    optimizer = torch.optim.AdamW([p for group in given.model.param_groups() for p in group.params], lr=1e-5)
-
-    def run() -> None:
-        for terms in given.losses(batches, 0):
-            torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    return run
 
 
 def answer(model: SegModel, images: Tensor) -> Callable[[], Tensor]:

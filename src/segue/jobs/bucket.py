@@ -30,10 +30,14 @@ class StreamBucket:
         return [image_id for name, image_id in self.images if name == text]
 
 
+def group_of(stage: StageConfig) -> str | None:
+    """The name of the buckets that a stage's bucket belongs to; None for a stage that follows no stream."""
+    return None if stage.follow is None else stage.follow.group or stage.name
+
+
 def group_folder(folder: Path, stage: StageConfig) -> Path:
     """Where a run keeps what its stream is made of: ``follow/<group>``."""
-    assert stage.follow is not None
-    return folder / "follow" / (stage.follow.group or stage.name)
+    return folder / "follow" / str(group_of(stage))
 
 
 def write_buckets(folder: Path, buckets: list[StreamBucket], info: dict[str, Any]) -> None:

@@ -22,7 +22,7 @@ from segue.data.relabelled import Relabelled
 from segue.data.statistics import class_pixels, tell
 from segue.data.steps import Memory, SeenImages, StepImages
 from segue.hardware import Hardware
-from segue.jobs.bucket import followed, group_folder, is_cut, read_bucket, read_layers
+from segue.jobs.bucket import followed, group_folder, group_of, is_cut, read_bucket, read_layers
 from segue.labels import LabelSpace, load_space
 from segue.methods.base import METHODS, Method, MethodConfig
 from segue.methods.parts.base import part_configs
@@ -133,9 +133,7 @@ def weights_source(job: Job, stage: StageConfig, source: str) -> Path:
 
 def began_with(job: Job, stage: StageConfig) -> str:
     """The stage or file that a followed stream began with: what its first bucket starts from."""
-    assert stage.follow is not None
-    group = stage.follow.group or stage.name
-    first = next(s for s in job.recipe.stages if s.follow is not None and (s.follow.group or s.name) == group)
+    first = next(s for s in job.recipe.stages if group_of(s) == group_of(stage))
     assert first.start is not None  # as the recipe was checked
     return first.start
 

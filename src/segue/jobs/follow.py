@@ -18,7 +18,7 @@ from segue.gap.between import between, fingerprint_of, merged
 from segue.gap.distances import outlying
 from segue.gap.fingerprint import Histogram
 from segue.gap.networks import extractor_of
-from segue.jobs.bucket import group_folder, is_cut, layers_file, read_bucket, read_info, read_layers
+from segue.jobs.bucket import group_folder, group_of, is_cut, layers_file, read_bucket, read_info, read_layers
 from segue.jobs.build import Job, began_with, images_of, method_class, model_config, weights_source
 from segue.jobs.stream import cut_stream, measures_gap, source_images
 from segue.methods.base import Method
@@ -49,7 +49,7 @@ def record(job: Job, stage: StageConfig, method: Method) -> dict[str, Any] | Non
     bucket = read_bucket(folder, given.bucket)
     scored = job.recipe.evaluate.data
     return {
-        "group": given.group or stage.name,
+        "group": group_of(stage),
         "bucket": given.bucket,
         "buckets": given.total,
         "images": len(bucket.images),

@@ -43,7 +43,7 @@ from segue.gap.fingerprint import Histogram
 from segue.gap.layers import matching
 from segue.gap.networks import Extractor, extractor_of, open_network
 from segue.gap.reading import images_of
-from segue.jobs.bucket import StreamBucket, group_folder, write_buckets
+from segue.jobs.bucket import StreamBucket, group_folder, group_of, write_buckets
 from segue.jobs.build import Job, began_with, reference_model, weights_source
 from segue.labels import U8
 from segue.models.base import SegModel
@@ -88,7 +88,7 @@ def cut_stream(job: Job, stage: StageConfig) -> None:
     if not len(places):
         raise UserError(f"stage {stage.name!r}: none of {len(stream.images)} images passes follow.filters: loosen them")
     scores = np.arange(len(places), dtype=np.float64) if given.rank.by == "stream" else measured[given.rank.by][places]
-    seed = seed_of(job.recipe.seed, given.group or stage.name, "order")
+    seed = seed_of(job.recipe.seed, str(group_of(stage)), "order")
     made = make_buckets(scores, given.order, _cut(given), seed)
     if len(made) < given.total:
         raise UserError(f"stage {stage.name!r}: the stream has {len(made)} buckets, 'rounds' visits {given.total}")
